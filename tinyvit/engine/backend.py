@@ -1,0 +1,179 @@
+"""The switch between NumPy and CuPy: the only file in the project that imports cupy.
+
+A rule, a kernel or an optimizer never asks where it runs. It gets a `Namespace`, the array library with the few
+functions it lacks added, and calls NumPy's names on it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from tinyvit.engine import special
+
+Array = Any  # a numpy.ndarray or a cupy.ndarray
+SCALAR_TYPES = (bool, int, float, np.generic)  # what both libraries take beside their arrays
+
+
+class BackendError(RuntimeError):
+    """A backend that is not there, or arrays that live on different devices."""
+
+
+class Namespace:
+    """NumPy's names on one device, plus `erf`, `scatter_add` and `to_device`, which NumPy lacks.
+
+    >>> NUMPY.exp(np.zeros(2)), NUMPY.device
+    (array([1., 1.]), 'cpu')
+    """
+
+    def __init__(self, module: ModuleType, device: str, erf: Callable[[Array], Array]):
+        self.module = module
+        self.device = device
+        self.erf = erf
+        self.scatter_add_at = module.add.at
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        function = getattr(self.module, name)
+        setattr(self, name, function)  # found once; the next look-up is an ordinary attribute
+        return function
+
+    def scatter_add(self, values: Array, index: Any, shape: tuple[int, ...]) -> Array:
+        """Zeros of `shape` with `values` added at `index`; where an index occurs twice, both values count."""
+        total = self.module.zeros(shape, dtype=values.dtype)
+        if _may_repeat(index):
+            self.scatter_add_at(total, index, values)
+        else:
+            total[index] = values
+        return total
+
+    def to_device(self, array: Array, device: str) -> Array:
+        """Return the array on `device`."""
+        return to_device(array, device)
+
+
+def _may_repeat(index: Any) -> bool:
+    """Integer arrays can name an element twice; slices, numbers and masks cannot."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(part, list) or (hasattr(part, "dtype") and part.dtype.kind in "iu") for part in parts)
+
+
+NUMPY = Namespace(np, "cpu", special.erf)
+_cupy: Namespace | None = None  # made when a GPU is first asked for, so that a CPU user never imports cupy
+
+
+def _load_cupy() -> Namespace:
+    """Import CuPy and make sure that a GPU answers: `import cupy` alone succeeds without a driver."""
+    global _cupy
+    if _cupy is None:
+        try:
+            import cupy
+            import cupyx.scipy.special
+        except ImportError as error:
+            raise BackendError(
+                "the GPU backend needs CuPy, which is not installed: pip install 'tinyvit[cuda13]' (or cuda12)"
+            ) from error
+        if not cupy.is_available():
+            raise BackendError("CuPy is installed but finds no usable NVIDIA GPU or driver; use the device 'cpu'")
+        _cupy = Namespace(cupy, "gpu", cupyx.scipy.special.erf)
+    return _cupy
+
+
+def gpu_available() -> bool:
+    """Whether CuPy is installed and a GPU answers."""
+    try:
+        _load_cupy()
+    except BackendError:
+        return False
+    return True
+
+
+def namespace_of(*values: Any) -> Namespace:
+    """Return the namespace in which these arrays live; numbers live anywhere.
+
+    Raises:
+        BackendError: arrays of both libraries are mixed.
+    """
+    if _cupy is None:
+        return NUMPY
+    on_gpu = {isinstance(v, _cupy.module.ndarray) for v in values if hasattr(v, "ndim") and hasattr(v, "strides")}
+    if len(on_gpu) == 2:
+        raise BackendError("arrays on 'cpu' and on 'gpu' meet in one operation; move one with .to('gpu') or .to('cpu')")
+    return _cupy if True in on_gpu else NUMPY
+
+
+def namespace_on(device: str) -> Namespace:
+    """Return the namespace of "cpu", of "gpu", or of "auto" (the GPU where there is one).
+
+    Raises:
+        BackendError: the device is unknown or not there.
+    """
+    if device == "auto":
+        device = "gpu" if gpu_available() else "cpu"
+    if device == "cpu":
+        return NUMPY
+    if device == "gpu":
+        return _load_cupy()
+    raise BackendError(f"unknown device {device!r}: use 'cpu', 'gpu' or 'auto'")
+
+
+def to_device(array: Array, device: str) -> Array:
+    """Copy an array to "cpu" or "gpu"; an array that is there already is returned as it is."""
+    target = namespace_on(device)
+    source = namespace_of(array)
+    if target is source:
+        return array
+    return source.module.asnumpy(array) if target is NUMPY else target.asarray(array)
+
+
+def as_array(value: Any) -> Array:
+    """An operand as the array it stands for; numbers stay numbers, so that NumPy's promotion treats them as weak."""
+    if isinstance(value, np.ndarray) or hasattr(value, "__cuda_array_interface__"):
+        return value
+    return value if isinstance(value, SCALAR_TYPES) else default_namespace().asarray(value)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Where new tensors go
+
+_DEVICES = {"numpy": "cpu", "cupy": "gpu"}
+_default: Namespace | None = None
+
+
+def default_namespace() -> Namespace:
+    """Return the namespace of new tensors: `use_backend`'s, else TINYVIT_BACKEND's, else NumPy."""
+    if _default is None:
+        use_backend(os.environ.get("TINYVIT_BACKEND", "numpy"))
+    assert _default is not None
+    return _default
+
+
+class use_backend:  # noqa: N801 -- a verb to call, and a context manager to leave again
+    """Make "numpy" or "cupy" the backend of new tensors; in a `with` block, until its end.
+
+    Raises:
+        BackendError: the name is unknown, or CuPy or a GPU is missing. The backend stays as it was.
+
+    >>> with use_backend("numpy"):
+    ...     default_namespace().device
+    'cpu'
+    """
+
+    def __init__(self, name: str):
+        global _default
+        if name not in _DEVICES:
+            raise BackendError(f"unknown backend {name!r}: use 'numpy' or 'cupy'")
+        namespace = namespace_on(_DEVICES[name])
+        self.previous, _default = _default, namespace
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exception: object) -> None:
+        global _default
+        _default = self.previous

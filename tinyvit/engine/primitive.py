@@ -1,0 +1,312 @@
+"""What an op is: a forward computation and its backward rules, side by side.
+
+    @primitive
+    def multiply(xp, a, b):
+        return a * b
+
+    multiply.gradients(
+        a=lambda F, gy, b: gy * b,
+        b=lambda F, gy, a: gy * a,
+    )
+
+`xp` is the array library of the arguments. A rule gets `F`, a namespace with NumPy's names, the gradient `gy` of the
+loss with respect to the result, and what else its parameters name: an argument, the result `y`, the shape of an
+argument (`x_shape`), or the `residue` (what the forward returned beside its result, for the rules' use). What no rule
+names, the tape does not keep. Given arrays a rule runs at once; given Tensors it is recorded, so that it can be
+differentiated again.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, overload
+
+from tinyvit.engine.backend import Namespace, namespace_of
+from tinyvit.engine.tape import Node, Part, TapeError, mode, recording, sweep
+from tinyvit.engine.tensor import Tensor
+
+Rule = Callable[..., Any]
+
+
+class Primitive:
+    """An op: callable on Tensors, arrays and numbers, recorded on the tape where a gradient flows."""
+
+    def __init__(self, forward: Callable[..., Any], twin: Callable[..., Any] | None = None):
+        functools.update_wrapper(self, forward)
+        parameters = list(inspect.signature(forward).parameters.values())[1:]  # all but xp
+        self.__signature__ = inspect.Signature(parameters)
+        self.name = forward.__name__.strip("_")
+        self.forward = forward
+        self.twin = twin
+        self.variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        self.names = tuple(p.name for p in parameters if p.kind is not p.VAR_POSITIONAL)
+        self.defaults = tuple(p.default for p in parameters)
+        self.required = sum(default is inspect.Parameter.empty for default in self.defaults)
+        self.rules: dict[str, tuple[Rule, tuple[str, ...]]] = {}
+        self.joint: tuple[Rule, tuple[str, ...]] | None = None
+        self.has_residue = False
+        self._plans: dict[tuple[bool, ...], tuple[str, ...]] = {}
+
+    # ------------------------------------------------------------------------------------------------- declaring rules
+
+    def gradients(self, **rules: Rule) -> None:
+        """Give a rule for each differentiable argument: name = lambda F, gy, …: the gradient of that argument."""
+        unknown = set(rules) - set(self.names)
+        if unknown:
+            raise TypeError(f"`{self.name}` has no argument {sorted(unknown)}; its arguments are {list(self.names)}")
+        for name, rule in rules.items():
+            self.rules[name] = rule, self._asked_for(rule)
+
+    def gradient(self, rule: Rule) -> Rule:
+        """Give one rule for all arguments, as a decorator; it returns their gradients as a tuple, None where none."""
+        self.joint = rule, self._asked_for(rule)
+        return rule
+
+    def _asked_for(self, rule: Rule) -> tuple[str, ...]:
+        names = tuple(inspect.signature(rule).parameters)[2:]  # all but F and gy
+        known = {"y", "residue", "inputs", *self.names, *(f"{name}_shape" for name in self.names)}
+        if not known.issuperset(names):
+            raise TypeError(f"a rule of `{self.name}` asks for {sorted(set(names) - known)}; there is {sorted(known)}")
+        self.has_residue |= "residue" in names
+        self._plans.clear()
+        return names
+
+    # --------------------------------------------------------------------------------------------------------- forward
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Compute, and record where an argument carries a gradient."""
+        if named or len(arguments) != len(self.names) or self.variadic:
+            arguments = self._bind(arguments, named)
+        arrays, parents, tracked = [], [], False
+        for argument in arguments:
+            if isinstance(argument, Tensor):
+                arrays.append(argument.data)
+                parents.append(argument.node)
+                tracked = tracked or argument.node is not None
+            else:
+                arrays.append(argument)
+                parents.append(None)
+        xp = namespace_of(*arrays)
+        y = self._run(xp, arrays)
+        residue = None
+        if self.has_residue:
+            y, residue = y
+        if not (tracked and mode.recording):
+            return self._wrap(xp, y, arguments)
+        return self._record(xp, y, residue, arguments, arrays, tuple(parents))
+
+    def _run(self, xp: Namespace, arrays: Sequence[Any]) -> Any:
+        if not self.variadic:
+            return self.forward(xp, *arrays)
+        inputs = len(arrays) - len(self.names)
+        return self.forward(xp, *arrays[:inputs], **dict(zip(self.names, arrays[inputs:], strict=True)))
+
+    def _bind(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
+        """All arguments in the order of the signature, defaults filled in."""
+        if not named and self.required <= len(arguments) < len(self.names) and not self.variadic:
+            return arguments + self.defaults[len(arguments) :]
+        bound = self.__signature__.bind(*arguments, **named)
+        bound.apply_defaults()
+        return (*bound.args, *bound.kwargs.values())
+
+    def _wrap(self, xp: Namespace, y: Any, arguments: Sequence[Any]) -> Any:
+        if isinstance(y, (tuple, list)):
+            return tuple(self._wrap(xp, part, arguments) for part in y)
+        y = xp.asarray(y)
+        return Tensor(y, version=_shared_version(y, arguments))
+
+    def _record(
+        self,
+        xp: Namespace,
+        y: Any,
+        residue: Any,
+        arguments: Any,
+        arrays: Any,
+        parents: tuple[Node | None, ...],
+    ) -> Any:
+        several = isinstance(y, (tuple, list))
+        if not several:
+            y = xp.asarray(y)
+            if y.dtype.kind not in "fc":
+                return Tensor(y)  # integers and bools are steps: their gradient is zero wherever it exists
+        node = Node(self, parents, [part.shape for part in y] if several else y.shape, None if several else y.dtype)
+        self._save(node, y, residue, arguments, arrays)
+        if not several:
+            return Tensor(y, node, _shared_version(y, arguments))
+        return tuple(
+            Tensor(part, Part(node, i, part.shape, part.dtype), _shared_version(part, arguments))
+            for i, part in enumerate(y)
+        )
+
+    def _save(self, node: Node, y: Any, residue: Any, arguments: Any, arrays: Any) -> None:
+        """Keep what the rules of the arguments that need a gradient have named, and nothing else."""
+        saved: dict[str, Any] = {}
+        stamps = []
+        for name in self._needed(tuple(parent is not None for parent in node.parents)):
+            if name == "y":
+                saved[name] = y
+            elif name == "residue":
+                saved[name] = residue
+            elif name == "inputs":
+                saved[name] = tuple(arrays[: len(arrays) - len(self.names)])
+                stamps += [(f"{i}", a.version, a.version[0]) for i, a in enumerate(arguments) if isinstance(a, Tensor)]
+            elif name in self.names:
+                i = self._position(name, arrays)
+                saved[name] = arrays[i]
+                if isinstance(arguments[i], Tensor):
+                    stamps.append((name, arguments[i].version, arguments[i].version[0]))
+            else:
+                saved[name] = getattr(arrays[self._position(name.removesuffix("_shape"), arrays)], "shape", ())
+        node.saved = saved
+        node.stamps = tuple(stamps)
+
+    def _position(self, name: str, arrays: Sequence[Any]) -> int:
+        return len(arrays) - len(self.names) + self.names.index(name)
+
+    def _needed(self, tracked: tuple[bool, ...]) -> tuple[str, ...]:
+        """The names to save when these arguments carry a gradient; worked out once for each combination."""
+        plan = self._plans.get(tracked)
+        if plan is None:
+            asked: list[str] = list(self.joint[1]) if self.joint else []
+            for i, needs_gradient in enumerate(tracked):
+                if needs_gradient and not self.joint:
+                    asked += self._rule_at(i)[1]
+            if self.twin:
+                asked += self.names
+            plan = self._plans[tracked] = tuple(dict.fromkeys(asked))
+        return plan
+
+    def _rule_at(self, i: int) -> tuple[Rule, tuple[str, ...]]:
+        if self.names[i] not in self.rules:
+            raise TapeError(
+                f"`{self.name}` has no backward rule for its argument '{self.names[i]}': "
+                f"declare one with {self.name}.gradients({self.names[i]}=…), or detach() the argument"
+            )
+        return self.rules[self.names[i]]
+
+    # -------------------------------------------------------------------------------------------------------- backward
+
+    def pull_back(self, node: Node, gy: Any, wanted: set[Node], F: Any) -> list[tuple[Node, Any]]:
+        """The gradients of the arguments whose nodes are wanted, from the gradient gy of the result."""
+        for name, version, then in node.stamps:
+            if version[0] != then:
+                raise TapeError(
+                    f"`{self.name}` saved its argument '{name}' for the backward sweep, and it was overwritten since "
+                    "(by item assignment or an optimizer step): overwrite a copy, or sweep first"
+                )
+        if isinstance(gy, list):
+            gy = self._fill(gy, node.shape, F)
+        if F is not None and self.twin:
+            return self._pull_back_twin(node, gy, wanted, F)
+        values = node.saved or {}
+        if F is None:
+            F = namespace_of(gy[0] if isinstance(gy, list) else gy)
+        else:
+            values = self._as_tensors(node, values)
+        if self.joint:
+            rule, names = self.joint
+            gradients = rule(F, gy, *[values[name] for name in names])
+            pairs = zip(node.parents, gradients, strict=False)
+            return [(parent, g) for parent, g in pairs if parent in wanted and g is not None]
+        pulled = []
+        for i, parent in enumerate(node.parents):
+            if parent in wanted:
+                rule, names = self._rule_at(i)
+                pulled.append((parent, rule(F, gy, *[values[name] for name in names])))
+        return pulled
+
+    def _fill(self, gradients: list[Any], shapes: Any, F: Any) -> list[Any]:
+        """Zeros where a part of the result was never used."""
+        given = next(g for g in gradients if g is not None)
+        data = given.data if F is not None else given
+        zeros = functools.partial(namespace_of(data).zeros, dtype=data.dtype)
+        return [
+            g if g is not None else (Tensor(zeros(shape)) if F is not None else zeros(shape))
+            for g, shape in zip(gradients, shapes, strict=True)
+        ]
+
+    def _as_tensors(self, node: Node, values: dict[str, Any]) -> dict[str, Any]:
+        """The saved arrays, put back in their places on the tape, so that a rule computed from them is recorded."""
+        tensors = dict(values)
+        if "y" in values:
+            tensors["y"] = Tensor(values["y"], node)
+        if "inputs" in values:
+            tensors["inputs"] = tuple(map(_on_tape, values["inputs"], node.parents))
+        offset = len(node.parents) - len(self.names)
+        for i, name in enumerate(self.names):
+            if name in values:
+                tensors[name] = _on_tape(values[name], node.parents[offset + i])
+        return tensors
+
+    def _pull_back_twin(self, node: Node, gy: Tensor, wanted: set[Node], F: Any) -> list[tuple[Node, Any]]:
+        """Differentiate the readable twin instead: its sweep can be recorded, a fused rule's cannot."""
+        assert self.twin is not None
+        assert node.saved is not None
+        arguments = [
+            alias(Tensor(node.saved[name], parent)) if parent is not None else _on_tape(node.saved[name], None)
+            for name, parent in zip(self.names, node.parents, strict=True)
+        ]
+        with recording(True):
+            y = self.twin(F, *arguments)
+        parent_of = {
+            a.node: parent for a, parent in zip(arguments, node.parents, strict=True) if parent in wanted
+        }  # an alias stands for one argument alone, also where the same Tensor was given twice
+        swept = sweep([(y.node, gy)], set(parent_of), F=F, retain_graph=True)
+        return [(parent_of[a], gradient) for a, gradient, _ in swept]
+
+    def __repr__(self) -> str:
+        return f"<primitive {self.name}{self.__signature__}>"
+
+
+def _on_tape(value: Any, parent: Node | None) -> Any:
+    return Tensor(value, parent) if hasattr(value, "dtype") else value
+
+
+def _shared_version(y: Any, arguments: Sequence[Any]) -> list[int] | None:
+    """A view is overwritten when what it looks at is, so it shares the version of the Tensor it came from."""
+    if y.base is None:
+        return None
+    return next((a.version for a in arguments if isinstance(a, Tensor)), None)
+
+
+@overload
+def primitive(forward: Callable[..., Any], /) -> Primitive: ...
+@overload
+def primitive(*, twin: Callable[..., Any]) -> Callable[[Callable[..., Any]], Primitive]: ...
+def primitive(forward: Any = None, /, *, twin: Any = None) -> Any:
+    """Make an op of a function of arrays; its rules follow with `.gradients(…)`.
+
+    Args:
+        forward: f(xp, …) computes on plain arrays with the library `xp` and returns the result, or a tuple of
+            results, or (result, residue) if a rule asks for the residue.
+        twin: for a fused op, the same function f(F, …) written in elementary ops. It is what is differentiated when
+            the backward sweep itself is recorded.
+
+    Source: the shape of the interface is this project's; a rule is what Griewank & Walther, *Evaluating
+    Derivatives* (2008), call the adjoint of an elemental function.
+
+    >>> import numpy as np, tinyvit as tv
+    >>> @tv.primitive
+    ... def cube(xp, x):
+    ...     return x * x * x
+    >>> cube.gradients(x=lambda F, gy, x: gy * (3 * x * x))
+    >>> x = tv.tensor(np.array([1.0, 2.0]), requires_grad=True)
+    >>> cube(x).backward(np.array([1.0, 1.0]))
+    >>> x.grad
+    Tensor([ 3., 12.], dtype=float64)
+    >>> tv.gradcheck(cube, [x])  # silent: the rule is right
+    """
+    if forward is None:
+        return functools.partial(Primitive, twin=twin)
+    return Primitive(forward)
+
+
+@primitive
+def alias(xp: Namespace, x: Any) -> Any:
+    """Return the same value at a new place on the tape."""
+    return x[...]  # a view, so that it shares the version of x
+
+
+alias.gradients(x=lambda F, gy: gy)

@@ -1,0 +1,269 @@
+"""The tape: what was computed from what, and the sweep back over it.
+
+Every recorded op leaves a `Node`: the nodes it was computed from, and the values its backward rules will ask for. A
+node is numbered when it is made, and an op can only use what exists already, so **creation order is topological
+order**: the sweep walks the numbers downwards, with neither recursion nor a list of all nodes that somebody must
+clear. When a sweep has passed a node, the values it saved are let go.
+
+The sweep keeps the books so that no rule has to: which gradients are needed, the sum over broadcast axes, the dtype,
+the sum over the uses of a value, and who owns a gradient's buffer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from operator import attrgetter
+from typing import Any
+
+from tinyvit.engine.backend import namespace_of
+
+
+class TapeError(RuntimeError):
+    """A gradient that the tape cannot give: already swept, overwritten, or not recorded."""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Recording
+
+
+class _Mode(threading.local):
+    recording = True
+
+
+mode = _Mode()  # one a thread: `no_grad` in one thread leaves the others alone
+
+
+@contextmanager
+def recording(on: bool) -> Iterator[None]:
+    """Record (or not) what this thread computes inside the block."""
+    previous, mode.recording = mode.recording, on
+    try:
+        yield
+    finally:
+        mode.recording = previous
+
+
+def no_grad() -> AbstractContextManager[None]:
+    """Record nothing inside the block: results carry no gradient and nothing is saved.
+
+    >>> import tinyvit as tv
+    >>> w = tv.tensor([2.0], requires_grad=True)
+    >>> with tv.no_grad():
+    ...     (3 * w).requires_grad
+    False
+    """
+    return recording(False)
+
+
+def enable_grad() -> AbstractContextManager[None]:
+    """Record again, inside a `no_grad` block."""
+    return recording(True)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Nodes
+
+_numbers = itertools.count()  # its next() is atomic, so that threads can record at once
+
+
+class Node:
+    """One use of an op: its parents (None where no gradient flows) and what its rules need.
+
+    Attributes:
+        op: the `Primitive` that was used; None for a leaf.
+        parents: one entry an argument of the op.
+        saved: {name: value}, the values that the rules asked for; None once a sweep has passed.
+        stamps: (name, version, version when saved) of the saved arguments, to notice overwriting.
+        shape, dtype: of the result, which its gradient shares.
+        number: position in creation order.
+    """
+
+    __slots__ = ("dtype", "number", "op", "parents", "saved", "shape", "stamps")
+
+    def __init__(self, op: Any, parents: tuple[Node | None, ...], shape: Any, dtype: Any):
+        self.op = op
+        self.parents = parents
+        self.saved: dict[str, Any] | None = None
+        self.stamps: tuple[tuple[str, list[int], int], ...] = ()
+        self.shape = shape
+        self.dtype = dtype
+        self.number = next(_numbers)
+
+    def free(self) -> None:
+        """Let go of the saved values, and of the graph behind."""
+        self.saved = None
+        self.stamps = ()
+        self.parents = ()
+
+    def __repr__(self) -> str:
+        return f"<Node {self.number}: {self.op.name if self.op else type(self).__name__} {self.shape}>"
+
+
+class Leaf(Node):
+    """Where a gradient ends and is kept: a Tensor made with `requires_grad=True`."""
+
+    __slots__ = ("grad",)
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any):
+        super().__init__(None, (), shape, dtype)
+        self.grad: Any = None  # a Tensor, once there is one
+
+    def free(self) -> None:
+        """A leaf holds nothing that could be freed."""
+
+
+class Part(Node):
+    """One of several results of an op (`split`): it hands its gradient to its place in the op's node."""
+
+    __slots__ = ("place",)
+
+    def __init__(self, whole: Node, place: int, shape: tuple[int, ...], dtype: Any):
+        super().__init__(whole.op, (whole,), shape, dtype)
+        self.place = place
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The sweep
+
+Swept = tuple[Node, Any, bool]
+
+
+def sweep(
+    seeds: Sequence[tuple[Node, Any]],
+    targets: set[Node] | None = None,
+    *,
+    F: Any = None,
+    retain_graph: bool = False,
+) -> Iterator[Swept]:
+    """Walk the tape backwards from the seeds and yield each target with its gradient, as soon as it is complete.
+
+    Args:
+        seeds: the nodes to start from, each with the gradient of the loss with respect to it.
+        targets: the nodes whose gradients are wanted; None for all leaves.
+        F: the namespace that the rules compute in: None for the arrays' own, `tinyvit.ops` to record the sweep
+            itself (the gradients are Tensors then).
+        retain_graph: keep the saved values for another sweep.
+
+    Yields:
+        (node, gradient, owned); a gradient that is not owned shares memory with something else and must be copied
+        before anybody writes to it.
+
+    Raises:
+        TapeError: a part of the graph was swept before, or a saved value was overwritten since.
+    """
+    order, wanted = _plan([node for node, _ in seeds], targets)
+    pending = _Pending(in_place=F is None)
+    for node, seed in seeds:
+        pending.add(node, seed, fresh=False)
+    while order:
+        node = order.pop()
+        if node not in wanted or node not in pending.gradients:
+            continue
+        gy, owned = pending.take(node)
+        if node in targets if targets is not None else isinstance(node, Leaf):
+            yield node, gy, owned
+        if isinstance(node, Part):
+            pending.add_part(node.parents[0], node.place, gy)
+        elif node.parents:
+            pulled = node.op.pull_back(node, gy, wanted, F)
+            for parent, gradient in pulled:
+                settled = settle(node, parent, gradient, F)
+                pending.add(parent, settled, fresh=_is_fresh(settled, gradient, gy, pulled))
+            del pulled
+        if not retain_graph:
+            node.free()
+
+
+def _plan(roots: list[Node], targets: set[Node] | None) -> tuple[list[Node], set[Node]]:
+    """All nodes that the roots were computed from, in creation order, and those of them that a gradient must visit."""
+    seen = set(roots)
+    stack = list(seen)
+    order = []
+    while stack:
+        node = stack.pop()
+        order.append(node)
+        if not node.parents and not isinstance(node, Leaf):
+            raise TapeError(
+                f"the gradient of `{node.op.name}` was taken before and its saved values are freed; "
+                "pass retain_graph=True to the first backward() or grad(), or compute the result anew"
+            )
+        for parent in node.parents:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    order.sort(key=attrgetter("number"))
+    if targets is None:
+        return order, seen
+    wanted: set[Node] = set()
+    for node in order:
+        if node in targets or any(parent in wanted for parent in node.parents):
+            wanted.add(node)
+    return order, wanted
+
+
+class _Pending:
+    """The gradients that have arrived so far, one a node.
+
+    The first to arrive is kept by reference, the second allocates the sum, later ones are added to it in place
+    (unless the sweep itself is recorded, where nothing may be written to).
+    """
+
+    def __init__(self, in_place: bool):
+        self.in_place = in_place
+        self.gradients: dict[Any, Any] = {}
+        self.owned: set[Any] = set()
+
+    def add(self, node: Node, gradient: Any, fresh: bool) -> None:
+        present = self.gradients.get(node)
+        if present is None:
+            self.gradients[node] = gradient
+            if fresh:
+                self.owned.add(node)
+        elif self.in_place and node in self.owned:
+            present += gradient
+        else:
+            self.gradients[node] = present + gradient
+            self.owned.add(node)
+
+    def add_part(self, whole: Any, place: int, gradient: Any) -> None:
+        self.gradients.setdefault(whole, [None] * len(whole.shape))[place] = gradient
+
+    def take(self, node: Node) -> tuple[Any, bool]:
+        owned = node in self.owned
+        self.owned.discard(node)
+        return self.gradients.pop(node), owned
+
+
+def settle(node: Node, parent: Node, gradient: Any, F: Any) -> Any:
+    """Give a gradient the shape and dtype of the value it belongs to: the adjoint of broadcasting and promotion."""
+    if gradient.shape != parent.shape:
+        gradient = unbroadcast(F or namespace_of(gradient), gradient, parent.shape, node.op.name)
+    if gradient.dtype != parent.dtype:
+        gradient = gradient.astype(parent.dtype)
+    if F is None and not parent.shape:
+        gradient = namespace_of(gradient).asarray(
+            gradient
+        )  # NumPy's sums give scalars, which nobody can add to in place
+    return gradient
+
+
+def unbroadcast(F: Any, gradient: Any, shape: tuple[int, ...], name: str = "the op") -> Any:
+    """Sum a gradient over the axes along which its value was broadcast: ∂/∂x of x[None, :] + … is a sum."""
+    lead = gradient.ndim - len(shape)
+    stretched = [lead + i for i, n in enumerate(shape) if n == 1 and gradient.shape[lead + i] != 1] if lead >= 0 else []
+    axes = (*range(lead), *stretched)
+    if lead < 0 or any(n not in (1, gradient.shape[lead + i]) for i, n in enumerate(shape)):
+        raise TapeError(
+            f"a backward rule of `{name}` gave a gradient of shape {tuple(gradient.shape)} for a value of shape {shape}"
+        )
+    return F.reshape(F.sum(gradient, axis=axes), shape)
+
+
+def _is_fresh(settled: Any, gradient: Any, gy: Any, pulled: list[tuple[Node, Any]]) -> bool:
+    """Whether this array was made for this gradient alone: not gy handed on, not a view, not given twice."""
+    if settled is gradient and (gradient is gy or sum(other is gradient for _, other in pulled) > 1):
+        return False
+    return getattr(settled, "base", None) is None
