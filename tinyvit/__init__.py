@@ -18,6 +18,7 @@ from tinyvit.engine import (
     tensor,
     use_backend,
 )
+from tinyvit.vit import ViT, ViTConfig
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,8 @@ __all__ = [
     "Primitive",
     "TapeError",
     "Tensor",
+    "ViT",
+    "ViTConfig",
     "enable_grad",
     "gpu_available",
     "grad",

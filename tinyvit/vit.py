@@ -1,0 +1,274 @@
+"""The Vision Transformer: the tutorial's five components, in its order.
+
+    image → patches → Patch Embedding → (class token) + Positional Encoding → L encoder layers → Classification Head
+
+Source: the tutorial; Dosovitskiy et al., *An Image is Worth 16×16 Words*, ICLR 2021 (residuals, LayerNorm, sizes).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tinyvit.engine import Tensor, ops, random
+from tinyvit.engine.backend import namespace_on
+from tinyvit.layers import (
+    ACTIVATIONS,
+    ClassificationHead,
+    EncoderLayer,
+    LayerNorm,
+    Module,
+    Parameter,
+    PatchEmbedding,
+    PositionalEncoding,
+)
+from tinyvit.layers.module import normal
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """The shape of a ViT; every field is a number or a word, so that it can stand in a TOML file.
+
+    Args:
+        image_size: H = W in pixels, or (H, W).
+        patch_size: P in pixels; divides H and W.
+        channels: C of the images.
+        num_classes: K.
+        dim: D, the width of a token.
+        depth: L, the number of encoder layers.
+        num_heads: h; divides D.
+        mlp_ratio: hidden width of the FFN, in units of D.
+        activation: of the FFN: "relu" (the tutorial's), "gelu" (the paper's), "gelu_tanh" or "gelu_quick".
+        pool: what the head reads: "cls", the class token, or "mean", the mean of the patch tokens.
+        class_token: whether there is a class token.
+        register_tokens: further tokens without a position or a task (Darcet et al. 2024).
+        position: "learned" or "sincos".
+        qkv_bias: whether Q, K and V have biases.
+        dropout: of embeddings and of both branches of an encoder layer.
+        attention_dropout: of the attention weights.
+        drop_path: of the last layer's branches; earlier layers less, in even steps from 0.
+        layer_scale: initial factor on the branches; 0 for none.
+        eps: of LayerNorm.
+
+    Raises:
+        ValueError: a field that makes no ViT, with what would.
+
+    >>> ViTConfig(image_size=32, patch_size=4).num_patches
+    64
+    """
+
+    image_size: int | tuple[int, int] = 224
+    patch_size: int = 16
+    channels: int = 3
+    num_classes: int = 1000
+    dim: int = 192
+    depth: int = 12
+    num_heads: int = 3
+    mlp_ratio: float = 4.0
+    activation: str = "gelu"
+    pool: str = "cls"
+    class_token: bool = True
+    register_tokens: int = 0
+    position: str = "learned"
+    qkv_bias: bool = True
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    drop_path: float = 0.0
+    layer_scale: float = 0.0
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.image_size, int):  # a list, when it comes from TOML
+            object.__setattr__(self, "image_size", tuple(self.image_size))
+        sizes = {name: getattr(self, name) for name in ("patch_size", "channels", "num_classes", "dim", "num_heads")}
+        for name, value in {**sizes, "image_size": min(self.height, self.width)}.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if self.depth < 0 or self.register_tokens < 0:
+            raise ValueError(f"depth {self.depth} and register_tokens {self.register_tokens} cannot be negative")
+        if self.height % self.patch_size or self.width % self.patch_size:
+            raise ValueError(
+                f"image_size {self.height}×{self.width} is not a multiple of patch_size {self.patch_size}: "
+                "the image must be cut into whole patches"
+            )
+        if self.dim % self.num_heads:
+            raise ValueError(f"num_heads {self.num_heads} does not divide dim {self.dim}")
+        if self.position == "sincos" and self.dim % 4:
+            raise ValueError(f"position 'sincos' needs a dim that is a multiple of 4, not {self.dim}")
+        for name, allowed in _WORDS.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(allowed)}")
+        if self.pool == "cls" and not self.class_token:
+            raise ValueError("pool 'cls' needs class_token = true; without a class token use pool 'mean'")
+        for name in ("dropout", "attention_dropout", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} is not a probability in [0, 1)")
+
+    @property
+    def height(self) -> int:
+        """H in pixels."""
+        return self.image_size if isinstance(self.image_size, int) else self.image_size[0]
+
+    @property
+    def width(self) -> int:
+        """W in pixels."""
+        return self.image_size if isinstance(self.image_size, int) else self.image_size[1]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches down and across."""
+        return self.height // self.patch_size, self.width // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """N = H·W / P²."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Class and register tokens, which stand before the patches."""
+        return int(self.class_token) + self.register_tokens
+
+    @property
+    def mlp_hidden(self) -> int:
+        """Hidden width of the FFN."""
+        return int(self.dim * self.mlp_ratio)
+
+    @classmethod
+    def named(cls, name: str, **changes: Any) -> ViTConfig:
+        """Return the config of a known size, for instance "vit_tiny_patch16_224", with some fields changed.
+
+        Sizes: tiny, small, base, large, huge (Ti, S, B, L, H of the literature); any patch and image size.
+
+        Raises:
+            ValueError: the name is not of this form.
+        """
+        match = re.fullmatch(rf"vit_({'|'.join(_SIZES)})_patch(\d+)_(\d+)", name)
+        if not match:
+            raise ValueError(
+                f"unknown model {name!r}: names are vit_SIZE_patchP_R, with SIZE one of {', '.join(_SIZES)}, "
+                "for instance vit_base_patch16_224"
+            )
+        dim, depth, num_heads = _SIZES[match[1]]
+        sizes = {"patch_size": int(match[2]), "image_size": int(match[3])}
+        return cls(**{**sizes, "dim": dim, "depth": depth, "num_heads": num_heads, **changes})
+
+
+_WORDS = {"activation": tuple(ACTIVATIONS), "pool": ("cls", "mean"), "position": ("learned", "sincos")}
+_SIZES = {  # (D, L, h): Dosovitskiy et al. 2021, table 1; tiny and small: Touvron et al. 2021
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+}
+
+
+class ViT(Module):
+    """A Vision Transformer: images (B, C, H, W) → logits (B, K).
+
+    Args:
+        config: its shape.
+        rng: where the initial weights come from; this thread's generator (`tv.seed`) if None.
+
+    >>> import tinyvit as tv
+    >>> config = tv.ViTConfig(image_size=8, patch_size=4, channels=1, num_classes=10, dim=32, depth=2, num_heads=2)
+    >>> model = tv.ViT(config)
+    >>> model(np.zeros((5, 1, 8, 8))).shape, model.num_parameters
+    ((5, 10), 26538)
+    """
+
+    def __init__(self, config: ViTConfig, rng: np.random.Generator | None = None):
+        c = self.config = config
+        rng = rng or random.generator()
+        self.patch_embed = PatchEmbedding(c.patch_size, c.channels, c.dim, rng)
+        self.cls_token = Parameter(np.zeros((1, 1, c.dim), np.float32), decay=False) if c.class_token else None
+        registers = (1, c.register_tokens, c.dim)
+        self.reg_token = Parameter(normal(registers, 0.02, rng), decay=False) if c.register_tokens else None
+        self.pos_embed = PositionalEncoding(c.grid, c.dim, int(c.class_token), c.position, rng)
+        self.blocks = [
+            EncoderLayer(
+                c.dim,
+                c.num_heads,
+                c.mlp_hidden,
+                activation=c.activation,
+                qkv_bias=c.qkv_bias,
+                dropout=c.dropout,
+                attention_dropout=c.attention_dropout,
+                drop_path=c.drop_path * i / max(c.depth - 1, 1),
+                layer_scale=c.layer_scale or None,
+                eps=c.eps,
+                rng=rng,
+            )
+            for i in range(c.depth)
+        ]
+        self.norm = LayerNorm(c.dim, c.eps)
+        self.head = ClassificationHead(c.dim, c.num_classes)
+
+    @classmethod
+    def named(cls, name: str, rng: np.random.Generator | None = None, **changes: Any) -> ViT:
+        """Return a model of a known size with fresh weights: see `ViTConfig.named`."""
+        return cls(ViTConfig.named(name, **changes), rng)
+
+    def forward(self, images: Any) -> Tensor:
+        """(B, C, H, W) → (B, K) logits. Arrays are taken to the model's device and dtype.
+
+        Raises:
+            ValueError: not four axes, another number of channels, or sides that P does not divide.
+            TypeError: integer images; scale them to floating-point numbers first.
+        """
+        return self.head(self.pooled(self.features(images)))
+
+    def features(self, images: Any) -> Tensor:
+        """(B, C, H, W) → tokens (B, prefix + N, D) after the last norm; the class token, if any, is the first."""
+        x = self.embed(images)
+        for layer in self.blocks:
+            x = layer(x)
+        return self.norm(x)
+
+    def embed(self, images: Any) -> Tensor:
+        """(B, C, H, W) → tokens (B, prefix + N, D), with their positions, before the first layer."""
+        images = self._as_images(images)
+        P = self.config.patch_size
+        x = self.patch_embed(images)
+        if self.cls_token is not None:
+            x = _before(self.cls_token, x)
+        x = self.pos_embed(x, (images.shape[2] // P, images.shape[3] // P))
+        if self.reg_token is not None:  # between the class token and the patches, without a position
+            split = int(self.config.class_token)
+            x = ops.concatenate([x[:, :split], _before(self.reg_token, x[:, split:])], axis=1)
+        return ops.dropout(x, self.config.dropout) if self.training and self.config.dropout else x
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """What the head reads: (B, prefix + N, D) → (B, D)."""
+        return tokens[:, 0] if self.config.pool == "cls" else tokens[:, self.config.num_prefix_tokens :].mean(axis=1)
+
+    def _as_images(self, images: Any) -> Tensor:
+        weight = self.patch_embed.proj.weight
+        if not isinstance(images, Tensor):
+            if getattr(images, "dtype", np.dtype(float)).kind in "iub":
+                raise TypeError(
+                    f"images are {images.dtype}: scale them to floating-point numbers before the model sees them"
+                )
+            images = Tensor(namespace_on(weight.device).asarray(images, dtype=weight.dtype))
+        if images.ndim != 4 or images.shape[1] != self.config.channels:
+            raise ValueError(
+                f"images have the shape {images.shape}; this model takes (B, {self.config.channels}, H, W), "
+                f"for instance (1, {self.config.channels}, {self.config.height}, {self.config.width})"
+            )
+        return images
+
+    def with_head(self, num_classes: int) -> ViT:
+        """Return a copy of this model with a fresh head for another number of classes."""
+        model = ViT(replace(self.config, num_classes=num_classes))
+        state = {**self.state_dict(), **{k: v for k, v in model.state_dict().items() if k.startswith("head.")}}
+        model.load_state_dict(state)
+        return model
+
+
+def _before(token: Tensor, x: Tensor) -> Tensor:
+    """The same tokens (1, n, D) in front of every sample: (B, N, D) → (B, n + N, D)."""
+    return ops.concatenate([ops.broadcast_to(token, (x.shape[0], *token.shape[1:])), x], axis=1)
