@@ -454,6 +454,7 @@ def _seed(y: Tensor, gradient: Any, as_tensor: bool) -> Any:
 def _accumulate(leaf: Any, gradient: Any, owned: bool) -> None:
     """Add to the gradient that a leaf keeps; the leaf owns its buffer."""
     if isinstance(gradient, Tensor):
+        gradient = gradient if owned else gradient * 1
         leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
     elif leaf.grad is None:
         leaf.grad = Tensor(gradient if owned else gradient.copy())

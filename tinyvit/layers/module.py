@@ -80,6 +80,11 @@ class Module:
         """Number of trainable numbers."""
         return sum(p.size for p in self.parameters())
 
+    @property
+    def device(self) -> str:
+        """Where the parameters live: "cpu" or "gpu"."""
+        return next(self.parameters()).device
+
     # ----------------------------------------------------------------------------------------------------- all at once
 
     def train(self, mode: bool = True) -> Module:
@@ -95,7 +100,8 @@ class Module:
     def zero_grad(self) -> None:
         """Forget all gradients."""
         for p in self.parameters():
-            p.grad = None
+            if p.grad is not None:
+                p.grad = None
 
     def to(self, device: str | None = None, dtype: Any = None) -> Module:
         """Move to a device ("cpu", "gpu", "auto") or another floating-point dtype, in place; return the layer itself.

@@ -1,0 +1,306 @@
+"""The `tinyvit` command: arguments in, exit code out. What it does is done in the rooms below."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import tinyvit
+from tinyvit import study
+from tinyvit.data import DataError, load_dataset
+from tinyvit.data.files import read_image
+from tinyvit.engine import BackendError
+from tinyvit.training import (
+    CheckpointError,
+    ConfigError,
+    Interrupted,
+    NonFiniteLossError,
+    Run,
+    Trainer,
+    evaluate,
+    load_trained,
+    predict,
+    top_k,
+)
+from tinyvit.training.config import merge, parse_assignments, read_toml
+from tinyvit.training.run import continue_config, evaluation_loader
+from tinyvit.vit import ViTConfig
+
+GOOD, CHECK_FAILED, WRONG_USAGE, BAD_DATA, NON_FINITE = 0, 1, 2, 3, 4
+EXIT_CODES: dict[type[Exception], int] = {
+    ConfigError: WRONG_USAGE,
+    BackendError: WRONG_USAGE,
+    DataError: BAD_DATA,
+    CheckpointError: BAD_DATA,
+    OSError: BAD_DATA,
+    NonFiniteLossError: NON_FINITE,
+}
+RUNS = Path("runs")
+PRINTED_EPOCHS = 15  # about so many lines a run where there is no terminal for a progress bar
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code (the list is in the README)."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except tuple(EXIT_CODES) as error:
+        if options.debug:
+            raise
+        print(f"tinyvit: {error}", file=sys.stderr)
+        return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+    except KeyboardInterrupt:
+        print("tinyvit: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tinyvit", description=tinyvit.__doc__)
+    parser.add_argument("--version", action="version", version=f"tinyvit {tinyvit.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        sub.set_defaults(command=function)
+        return sub
+
+    train = command("train", _train, "train a ViT; without arguments, on the digits that come with tinyvit")
+    train.add_argument("--data", metavar="NAME|PATH", help="a dataset's name, or an .npz file in MedMNIST's layout")
+    train.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
+    train.add_argument("--seed", type=int, metavar="N", help="of weights, order, augmentation and dropout")
+    train.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (a new one in runs/ if left out)")
+    train.add_argument("--resume", action="store_true", help="go on with the run in DIR (the newest one if left out)")
+    train.add_argument("--config", type=Path, metavar="FILE.toml", help="the config; the other options come on top")
+    train.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="one value of the config: training.lr=1e-3"
+    )
+    _add_device(train)
+
+    evaluation = command("eval", _eval, "measure a trained model on its dataset's test images")
+    evaluation.add_argument("run", type=Path, metavar="RUN", help="a run's folder, a model file or a checkpoint")
+    evaluation.add_argument("--data", metavar="NAME|PATH", help="another dataset than the one it was trained on")
+    evaluation.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    evaluation.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_device(evaluation)
+
+    prediction = command("predict", _predict, "say what images show")
+    prediction.add_argument("run", type=Path, metavar="RUN", help="a run's folder, a model file or a checkpoint")
+    prediction.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files, or .npy arrays")
+    prediction.add_argument("--top", type=int, default=3, metavar="K", help="classes to name for each image")
+    prediction.add_argument("--attention", type=Path, metavar="OUT.png", help="draw where the model looks")
+    prediction.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_device(prediction)
+
+    table = command("summary", _summary, "print a model's layers and its numbers of parameters")
+    table.add_argument("model", metavar="MODEL", help="a name like vit_base_patch16_224, a config.toml, or a run")
+    table.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("cpu", "gpu", "auto"), default="auto", help="auto: a GPU if there is one")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _train(options: argparse.Namespace) -> int:
+    folder = options.out or (_newest_run() if options.resume else None)
+    flags: dict[str, dict[str, Any]] = {"data": {}, "training": {}}
+    for table, key, value in (
+        ("data", "name", options.data),
+        ("training", "epochs", options.epochs),
+        ("training", "seed", options.seed),
+    ):
+        if value is not None:
+            flags[table][key] = value
+    tables = merge(
+        continue_config(folder) if options.resume and folder else {},
+        read_toml(options.config) if options.config else {},
+        parse_assignments(options.set),
+        flags,
+    )
+    folder = folder or _new_folder(tables["data"].get("name", "digits"))
+    run = Run(tables, folder, options.device, options.resume)
+    _introduce(run)
+    with _progress(run.trainer) as (on_step, on_record), _stop_on_signals(run.trainer) as received:
+        try:
+            final = run.train(on_step, on_record)
+        except Interrupted:
+            number = received[0]
+            print(f"tinyvit: stopped after step {run.trainer.step}; go on with: tinyvit train --resume --out {folder}",
+                  file=sys.stderr)  # fmt: skip
+            return 128 + number
+    pictures = _draw_pictures(run)
+    accuracy = f"test accuracy {final['test_accuracy']:.2%}, " if "test_accuracy" in final else ""
+    print(f"{accuracy}{final['seconds']:.1f} s of training, files in {folder}/{pictures}")
+    return GOOD
+
+
+def _newest_run() -> Path:
+    runs = sorted(RUNS.glob("*/config.toml"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise ConfigError(f"there is no run in {RUNS}/ to resume: name its folder with --out")
+    return runs[-1].parent
+
+
+def _new_folder(data: str) -> Path:
+    """runs/digits, or runs/digits-2, … where that is taken."""
+    name = Path(data).stem
+    taken = {path.name for path in RUNS.glob("*")}
+    return RUNS / next(n for n in (name, *(f"{name}-{i}" for i in range(2, len(taken) + 3))) if n not in taken)
+
+
+def _introduce(run: Run) -> None:
+    c, trainer = run.config, run.trainer
+    print(
+        f"{c.data.name}: {len(run.dataset.train):,} training, {len(run.dataset.validation):,} validation, "
+        f"{len(run.dataset.test):,} test images of {c.model.height}×{c.model.width}×{c.model.channels}, "
+        f"{c.model.num_classes} classes\n"
+        f"ViT: patch {c.model.patch_size}, width {c.model.dim}, depth {c.model.depth}, {c.model.num_heads} heads, "
+        f"{trainer.model.num_parameters:,} parameters, on the {trainer.model.device}; "
+        f"{c.training.epochs} epochs of {len(trainer.loader)} steps, seed {c.training.seed}"
+    )
+    if run.resumed_from:
+        print(f"resumed from {run.resumed_from.name}: epoch {trainer.epoch + 1}, step {trainer.step}")
+
+
+@contextmanager
+def _progress(trainer: Trainer) -> Iterator[tuple[Any, Any]]:
+    """A tqdm bar on a terminal, plain lines elsewhere."""
+    steps = trainer.epochs * len(trainer.loader)
+    every = max(1, trainer.epochs // PRINTED_EPOCHS)
+    with tqdm(total=steps, initial=trainer.step, unit="step", disable=not sys.stderr.isatty(), leave=False) as bar:
+
+        def on_record(record: dict[str, Any]) -> None:
+            if record["event"] != "epoch":
+                return
+            shown = {"loss": f"{record['loss']:.3f}"}
+            if "validation_accuracy" in record:
+                shown["validation"] = f"{record['validation_accuracy']:.2%}"
+            bar.set_postfix(shown)
+            if bar.disable and (record["epoch"] % every == 0 or record["epoch"] == trainer.epochs):
+                facts = ", ".join(f"{name} {value}" for name, value in shown.items())
+                print(f"epoch {record['epoch']}/{trainer.epochs}: {facts}, {record['seconds']:.1f} s", flush=True)
+
+        yield (lambda _: bar.update()), on_record
+
+
+@contextmanager
+def _stop_on_signals(trainer: Trainer) -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM end the run after the current step; a second one ends it at once."""
+    received: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        trainer.stop = True
+        print("\ntinyvit: finishing this step; press Ctrl-C again to stop at once", file=sys.stderr)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _draw_pictures(run: Run) -> str:
+    """Draw curves and attention where matplotlib is there; say what was drawn."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return " (no pictures: pip install 'tinyvit[vision]')"
+    study.draw_curves(run.metrics_path, run.folder / "curves.png")
+    trained = load_trained(run.folder)
+    some = run.dataset.validation if len(run.dataset.validation) else run.dataset.train
+    study.draw_attention(trained, some.images[:6], run.folder / "attention.png")
+    return " (curves.png, attention.png)"
+
+
+def _eval(options: argparse.Namespace) -> int:
+    trained = load_trained(options.run, options.device)
+    dataset = load_dataset(options.data or trained.config.data.name)
+    split = getattr(dataset, options.split)
+    _check_fits(trained, dataset)
+    scores = evaluate(trained.model, evaluation_loader(trained.config, split))
+    if options.json:
+        print(json.dumps({"data": dataset.name, "split": options.split, "images": len(split), **scores}))
+    else:
+        right = round(scores["accuracy"] * len(split))
+        print(
+            f"{dataset.name} {options.split}: accuracy {scores['accuracy']:.2%} ({right} of {len(split)}), "
+            f"loss {scores['loss']:.4f}"
+        )
+    return GOOD
+
+
+def _check_fits(trained: Any, dataset: Any) -> None:
+    model = trained.config.model
+    if (dataset.channels, *dataset.image_size) != (model.channels, model.height, model.width):
+        raise DataError(
+            f"{dataset.name} has images of {(dataset.channels, *dataset.image_size)} (C, H, W), "
+            f"but {trained.path} takes {(model.channels, model.height, model.width)}"
+        )
+    if dataset.num_classes > model.num_classes:
+        raise DataError(f"{dataset.name} has {dataset.num_classes} classes, but {trained.path} {model.num_classes}")
+
+
+def _predict(options: argparse.Namespace) -> int:
+    if options.top < 1:
+        raise ConfigError(f"--top is {options.top}; it must be at least 1")
+    trained = load_trained(options.run, options.device)
+    model, data = trained.config.model, trained.config.data
+    images = np.stack([read_image(path, model.channels, (model.height, model.width)) for path in options.images])
+    answers = top_k(predict(trained.model, images, data.mean, data.std), trained.classes, options.top)
+    if options.attention:
+        try:
+            study.draw_attention(trained, images, options.attention)
+        except ImportError as error:
+            raise ConfigError("--attention needs matplotlib: pip install 'tinyvit[vision]'") from error
+    if options.json:
+        found = [{"image": str(path), "top": top} for path, top in zip(options.images, answers, strict=True)]
+        print(json.dumps({"predictions": found}))
+    else:
+        for path, top in zip(options.images, answers, strict=True):
+            print(f"{path}: " + ", ".join(f"{answer['class']} {answer['probability']:.1%}" for answer in top))
+    return GOOD
+
+
+def _summary(options: argparse.Namespace) -> int:
+    rows = study.summary(_model_config(options.model))
+    if options.json:
+        total = sum(row.parameters for row in rows)
+        print(json.dumps({"rows": [asdict(row) for row in rows], "parameters": total}))
+    else:
+        print(study.to_text(rows))
+    return GOOD
+
+
+def _model_config(model: str) -> ViTConfig:
+    path = Path(model)
+    if path.is_dir():
+        path = path / "config.toml"
+    try:
+        if path.suffix == ".toml":
+            return ViTConfig(**merge(read_toml(path))["model"])
+        return ViTConfig.named(model)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

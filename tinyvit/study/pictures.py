@@ -1,0 +1,105 @@
+"""Pictures of a run: its curves, and where its attention looks. They need matplotlib (the extra `vision`)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyvit.data import preprocess
+from tinyvit.engine import no_grad
+from tinyvit.training import TrainedModel
+
+
+def draw_curves(metrics: str | Path, out: str | Path) -> None:
+    """Draw loss, accuracy and learning rate over the epochs of a `metrics.jsonl` into an image file.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: the metrics hold no epoch.
+    """
+    figure_class = _figure_class()
+    records = [json.loads(line) for line in Path(metrics).read_text(encoding="utf-8").splitlines()]
+    epochs = [r for r in records if r["event"] == "epoch"]
+    if not epochs:
+        raise ValueError(f"{metrics} holds no epoch to draw")
+    final: dict[str, Any] = next((r for r in records if r["event"] == "final"), {})
+    figure = figure_class(figsize=(10, 3.2), layout="constrained")
+    loss, accuracy, lr = figure.subplots(1, 3)
+    _line(loss, epochs, "loss", "training (augmented, smoothed)")
+    _line(loss, epochs, "validation_loss", "validation")
+    loss.set(title="loss (nats)", xlabel="epoch", yscale="log")
+    _line(accuracy, epochs, "train_accuracy", "training (augmented)")
+    _line(accuracy, epochs, "validation_accuracy", "validation")
+    if "test_accuracy" in final:
+        accuracy.plot(epochs[-1]["epoch"], final["test_accuracy"], "k*", label=f"test {final['test_accuracy']:.1%}")
+    accuracy.set(title="accuracy", xlabel="epoch")
+    _line(lr, epochs, "lr", None)
+    lr.set(title="learning rate", xlabel="epoch")
+    for axes in (loss, accuracy):
+        axes.legend(fontsize="small")
+    figure.savefig(out, dpi=120)
+
+
+def draw_attention(trained: TrainedModel, images: np.ndarray, out: str | Path) -> None:
+    """Draw images and what the pooled token reads of each patch, layer by layer, into an image file.
+
+    Args:
+        trained: the model and its normalisation.
+        images: uint8 (n, C, H, W), of the model's size.
+        out: the image file.
+
+    The maps are those of `attention_maps`, bright where attention is strong.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    figure_class = _figure_class()
+    maps = attention_maps(trained, images)  # (n, L, rows, columns)
+    n, depth = maps.shape[:2]
+    height, width = images.shape[2:]
+    figure = figure_class(figsize=(1.3 * (depth + 1), 1.4 * n + 0.3), layout="constrained")
+    for row, axes in enumerate(figure.subplots(n, depth + 1, squeeze=False)):
+        axes[0].imshow(images[row].transpose(1, 2, 0).squeeze(), cmap="gray")
+        for layer, a in enumerate(axes[1:]):
+            a.imshow(images[row].transpose(1, 2, 0).squeeze(), cmap="gray", alpha=0.4)
+            a.imshow(maps[row, layer], cmap="magma", alpha=0.6, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+        for layer, a in enumerate(axes):
+            a.set_axis_off()
+            if row == 0:
+                a.set_title("image" if layer == 0 else f"layer {layer}", fontsize="small")
+    figure.savefig(out, dpi=120)
+
+
+def attention_maps(trained: TrainedModel, images: np.ndarray) -> np.ndarray:
+    """Return how much the pooled token attends to each patch: uint8 (n, C, H, W) → (n, L, rows, columns).
+
+    The mean over the heads; with pool "mean" also over all patches that look.
+    """
+    model, config = trained.model, trained.config
+    P, prefix = config.model.patch_size, config.model.num_prefix_tokens
+    grid = images.shape[2] // P, images.shape[3] // P
+    maps = []
+    with no_grad():
+        x = model.embed(preprocess(images, config.data.mean, config.data.std))
+        for layer in model.blocks:
+            attention = layer.attn.attention(layer.norm1(x)).numpy().mean(axis=1)  # (n, T, T)
+            looks = attention[:, 0] if config.model.pool == "cls" else attention[:, prefix:].mean(axis=1)
+            maps.append(looks[:, prefix:].reshape(len(images), *grid))
+            x = layer(x)
+    return np.stack(maps, axis=1)
+
+
+def _figure_class() -> Any:
+    """matplotlib's Figure, without a window system."""
+    from matplotlib.figure import Figure
+
+    return Figure
+
+
+def _line(axes: Any, epochs: list[dict[str, Any]], key: str, label: str | None) -> None:
+    points = [(r["epoch"], r[key]) for r in epochs if key in r]
+    if points:
+        axes.plot(*zip(*points, strict=True), label=label)

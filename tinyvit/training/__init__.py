@@ -1,0 +1,38 @@
+"""Training: optimizers, schedules, the loop, checkpoints, and the run that puts them together."""
+
+from tinyvit.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from tinyvit.training.config import Config, ConfigError, DataConfig, TrainingConfig
+from tinyvit.training.ema import EMA
+from tinyvit.training.evaluation import evaluate, predict, top_k
+from tinyvit.training.optim import SGD, Adam, AdamW, Optimizer, clip_grad_norm
+from tinyvit.training.run import Run, TrainedModel, load_trained
+from tinyvit.training.schedules import constant, cosine, step_decay
+from tinyvit.training.trainer import Interrupted, NonFiniteLossError, Trainer
+
+__all__ = [
+    "EMA",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "CheckpointError",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "Interrupted",
+    "NonFiniteLossError",
+    "Optimizer",
+    "Run",
+    "TrainedModel",
+    "Trainer",
+    "TrainingConfig",
+    "clip_grad_norm",
+    "constant",
+    "cosine",
+    "evaluate",
+    "load_checkpoint",
+    "load_trained",
+    "predict",
+    "save_checkpoint",
+    "step_decay",
+    "top_k",
+]

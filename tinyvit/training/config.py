@@ -1,0 +1,242 @@
+"""The config of a run: three tables of plain values, in a TOML file, from the command line, or both.
+
+    [model]     the fields of `ViTConfig`; image size, channels and classes are the data's where they are not given
+    [data]      what to train on, in what batches, augmented how
+    [training]  how long, and with what optimizer and schedule
+
+What is not given has a default that trains the digits in half a minute. A name that does not exist, or a value of
+another type, is an error that names the nearest right one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from tinyvit.data import AUGMENTATIONS, Dataset
+from tinyvit.data.datasets import unknown_name
+from tinyvit.training.optim import OPTIMIZERS
+from tinyvit.training.schedules import SCHEDULES
+from tinyvit.vit import ViTConfig
+
+
+class ConfigError(ValueError):
+    """A config that asks for something that does not exist."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What a run trains on.
+
+    Args:
+        name: a dataset's name or the path of its file.
+        batch_size: images a step.
+        augment: what happens to a training image before the model sees it: see `tinyvit.data.AUGMENTATIONS`.
+        mean, std: of each channel, 1 being white; those of the training images if empty.
+    """
+
+    name: str = "digits"
+    batch_size: int = 128
+    augment: str = "affine"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a run trains.
+
+    Args:
+        epochs: passes over the training images.
+        optimizer: "adamw", "adam" or "sgd".
+        lr: peak step size.
+        weight_decay: of weight matrices; biases, norms, tokens and positions have none.
+        momentum: of "sgd".
+        schedule: "cosine", "constant" or "step" (a tenth at 60 % and at 85 % of the run).
+        warmup_epochs: of linear warm-up, before the schedule's own course.
+        label_smoothing: share of a target that is spread over all classes.
+        clip_norm: largest joint norm of the gradients; 0 for no clipping.
+        accumulate: parts that a batch is cut into, swept one after the other to save memory.
+        ema: decay of the averaged weights that are evaluated and kept; 0 for none.
+        seed: of the weights, the order, the augmentation and dropout.
+        checkpoint_epochs: epochs between checkpoints; the newest two are kept.
+    """
+
+    epochs: int = 150
+    optimizer: str = "adamw"
+    lr: float = 4e-3
+    weight_decay: float = 0.05
+    momentum: float = 0.9
+    schedule: str = "cosine"
+    warmup_epochs: int = 10
+    label_smoothing: float = 0.1
+    clip_norm: float = 1.0
+    accumulate: int = 1
+    ema: float = 0.0
+    seed: int = 0
+    checkpoint_epochs: int = 10
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run, resolved: nothing is left to be filled in. It stands in the run's folder as `config.toml`."""
+
+    model: ViTConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the three tables as plain dicts, tuples as lists."""
+        tables = dataclasses.asdict(self)
+        return {t: {k: list(v) if isinstance(v, tuple) else v for k, v in tables[t].items()} for t in tables}
+
+    def to_toml(self) -> str:
+        """Return the text of `config.toml`, which `tinyvit train --config` repeats exactly."""
+        return tomli_w.dumps(self.to_dict())
+
+
+_TABLES = {"model": ViTConfig, "data": DataConfig, "training": TrainingConfig}
+_SMALL_MODEL = {"patch_size": 4, "dim": 64, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0}  # what a laptop trains
+
+
+def read_toml(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Return the tables of a TOML file.
+
+    Raises:
+        ConfigError: the file is missing, or not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a TOML file: {error}") from error
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Read ["training.lr=1e-3", "model.pool=mean"]; values are TOML, and a bare word is a string.
+
+    Raises:
+        ConfigError: not of the form table.key=value.
+
+    >>> parse_assignments(["training.lr=1e-3", "model.pool=mean"])
+    {'training': {'lr': 0.001}, 'model': {'pool': 'mean'}}
+    """
+    tables: dict[str, dict[str, Any]] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        table, dot, key = name.strip().partition(".")
+        if not (equals and dot and key):
+            raise ConfigError(f"--set {assignment!r} is not of the form table.key=value, for instance training.lr=1e-3")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        tables.setdefault(table, {})[key] = value
+    return tables
+
+
+def merge(*sources: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Lay tables over one another; a later source wins.
+
+    Raises:
+        ConfigError: a table or a key that does not exist, or a value of another type.
+    """
+    merged: dict[str, dict[str, Any]] = {table: {} for table in _TABLES}
+    for source in sources:
+        for table, values in source.items():
+            if table not in _TABLES:
+                raise ConfigError(str(unknown_name("config table", table, _TABLES)))
+            if not isinstance(values, Mapping):
+                raise ConfigError(f"config {table!r} must be a table of keys, not {values!r}")
+            for key, value in values.items():
+                merged[table][key] = _checked(table, key, value)
+    return merged
+
+
+def _checked(table: str, key: str, value: Any) -> Any:
+    """The value in the field's own type; whole numbers are numbers too."""
+    fields = {f.name: f for f in dataclasses.fields(_TABLES[table])}
+    if key not in fields:
+        raise ConfigError(str(unknown_name(f"key in [{table}]", key, fields)))
+    default = fields[key].default
+    if isinstance(default, tuple) or (key == "image_size" and isinstance(value, (list, tuple))):
+        number = int if key == "image_size" else float
+        if isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value):
+            return tuple(number(v) for v in value)
+        raise ConfigError(f"{table}.{key} must be a list of numbers, not {value!r}")
+    kind = type(default)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{table}.{key} must be of type {kind.__name__}, like {default!r}, not {value!r}")
+    return value
+
+
+def resolve(tables: Mapping[str, Mapping[str, Any]], dataset: Dataset) -> Config:
+    """Fill in what the tables (see `merge`) leave open, from the dataset and the defaults, and check the whole.
+
+    Raises:
+        ConfigError: values that make no run.
+    """
+    height, width = dataset.image_size
+    facts = {
+        "image_size": height if height == width else (height, width),
+        "channels": dataset.channels,
+        "num_classes": dataset.num_classes,
+    }
+    mean, std = dataset.statistics()
+    try:
+        config = Config(
+            ViTConfig(**{**_SMALL_MODEL, **facts, **tables["model"]}),
+            DataConfig(**{"mean": mean, "std": std, **tables["data"]}),
+            TrainingConfig(**tables["training"]),
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    m = config.model
+    if (m.channels, m.height, m.width) != (dataset.channels, height, width) or m.num_classes < dataset.num_classes:
+        raise ConfigError(
+            f"the model is for images of {m.channels}×{m.height}×{m.width} (C×H×W) in {m.num_classes} classes, but "
+            f"the data {config.data.name!r} has {dataset.channels}×{height}×{width} in {dataset.num_classes}"
+        )
+    _check_training(config)
+    return config
+
+
+def _check_training(config: Config) -> None:
+    t, d = config.training, config.data
+    words: list[tuple[str, str, Iterable[str]]] = [
+        ("optimizer", t.optimizer, OPTIMIZERS),
+        ("schedule", t.schedule, SCHEDULES),
+        ("augment", d.augment, AUGMENTATIONS),
+    ]
+    for name, word, known in words:
+        if word not in known:
+            raise ConfigError(str(unknown_name(name, word, known)))
+    least: dict[str, tuple[float, int]] = {
+        "training.epochs": (t.epochs, 1),
+        "training.accumulate": (t.accumulate, 1),
+        "training.checkpoint_epochs": (t.checkpoint_epochs, 1),
+        "data.batch_size": (d.batch_size, 1),
+        "training.seed": (t.seed, 0),
+        "training.lr": (t.lr, 0),
+        "training.weight_decay": (t.weight_decay, 0),
+        "training.momentum": (t.momentum, 0),
+        "training.warmup_epochs": (t.warmup_epochs, 0),
+        "training.clip_norm": (t.clip_norm, 0),
+    }
+    for name, (value, lowest) in least.items():
+        if not value >= lowest:  # NaN too
+            raise ConfigError(f"{name} is {value}; it must be at least {lowest}")
+    for name, share in (("label_smoothing", t.label_smoothing), ("ema", t.ema)):
+        if not 0 <= share < 1:
+            raise ConfigError(f"training.{name} is {share}; it must be in [0, 1)")
+    if t.warmup_epochs >= t.epochs and t.warmup_epochs:
+        raise ConfigError(f"training.warmup_epochs {t.warmup_epochs} leaves nothing of training.epochs {t.epochs}")

@@ -1,0 +1,60 @@
+"""What a trained model is worth, and what it says of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tinyvit.data import Loader, preprocess
+from tinyvit.engine import no_grad, ops
+from tinyvit.vit import ViT
+
+
+def evaluate(model: ViT, loader: Loader) -> dict[str, float]:
+    """Return {"loss", "accuracy"} over one pass: the mean cross-entropy in nats, and the share in [0, 1] that is right.
+
+    The model is put back into training mode if it was in it.
+    """
+    was_training = model.training
+    model.eval()
+    loss, right, seen = 0.0, 0, 0
+    with no_grad():
+        for images, labels in loader:
+            logits = model(images)
+            loss += ops.cross_entropy(logits, labels, reduction="sum").item()
+            right += int((logits.numpy().argmax(axis=-1) == labels).sum())
+            seen += len(labels)
+    model.train(was_training)
+    return {"loss": loss / seen, "accuracy": right / seen}
+
+
+def predict(
+    model: ViT, images: np.ndarray, mean: Sequence[float], std: Sequence[float], batch_size: int = 256
+) -> np.ndarray:
+    """Return the probability of every class: uint8 images (n, C, H, W) → float32 (n, K).
+
+    Source: the tutorial's Classification Head, O_class = softmax(W_class · X_class + b_class).
+    """
+    model.eval()
+    with no_grad():
+        return np.concatenate(
+            [
+                ops.softmax(model(preprocess(images[i : i + batch_size], mean, std))).numpy()
+                for i in range(0, len(images), batch_size)
+            ]
+        )
+
+
+def top_k(probabilities: np.ndarray, classes: Sequence[str], k: int) -> list[list[dict[str, Any]]]:
+    """Return for each row the k likeliest classes, best first: {"class", "probability"}.
+
+    >>> top_k(np.array([[0.2, 0.7, 0.1]]), ["cat", "dog", "owl"], 2)
+    [[{'class': 'dog', 'probability': 0.7}, {'class': 'cat', 'probability': 0.2}]]
+    """
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    return [
+        [{"class": classes[j], "probability": float(row[j])} for j in order]
+        for row, order in zip(probabilities, best, strict=True)
+    ]

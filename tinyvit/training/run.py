@@ -1,0 +1,288 @@
+"""A run: from a config to a folder that holds all that came of it.
+
+    config.toml         the resolved config; `tinyvit train --config` repeats the run
+    metrics.jsonl       a record a line: one an epoch, at last {"event": "final", "test_accuracy": …, "seconds": …}
+    checkpoints/        step-*.safetensors, the newest two: what `--resume` goes on from
+    model.safetensors   the trained weights, with the config and the class names in the header
+
+Nothing is written before the config, the data, the device and the model are known to be good.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyvit.data import Dataset, Loader, augmentation, load_dataset
+from tinyvit.training.checkpoint import (
+    CheckpointError,
+    checkpoint_path,
+    latest_checkpoint,
+    load_checkpoint,
+    prune,
+    save_checkpoint,
+    save_model,
+)
+from tinyvit.training.config import Config, ConfigError, DataConfig, TrainingConfig, merge, read_toml, resolve
+from tinyvit.training.ema import EMA
+from tinyvit.training.optim import OPTIMIZERS, Optimizer
+from tinyvit.training.schedules import Schedule, constant, cosine, step_decay
+from tinyvit.training.trainer import Interrupted, Record, Trainer
+from tinyvit.vit import ViT, ViTConfig
+
+KEPT_CHECKPOINTS = 2
+EVALUATION_BATCH = 256
+
+
+class Run:
+    """One training run, ready to go: `Run(tables, folder).train()`.
+
+    Args:
+        tables: the config, as `merge` gives it; what it leaves open is filled in.
+        folder: where the run is written.
+        device: "cpu", "gpu" or "auto".
+        resume: go on from the folder's newest checkpoint; without one, start.
+
+    Raises:
+        ConfigError: a config that makes no run, a folder that holds another run, or nothing to resume.
+        DataError, BackendError, CheckpointError: the data, the device or the checkpoint cannot be used.
+    """
+
+    def __init__(
+        self, tables: Mapping[str, Mapping[str, Any]], folder: str | Path, device: str = "auto", resume: bool = False
+    ):
+        self.folder = Path(folder)
+        if self.holds_run(self.folder) and not resume:
+            raise ConfigError(f"{self.folder} holds a run already: go on with it by --resume, or choose another --out")
+        self.dataset = load_dataset(tables["data"].get("name", "digits"))
+        self.config = resolve(tables, self.dataset)
+        self.trainer = make_trainer(self.config, self.dataset, device)
+        self.resumed_from: Path | None = None
+        if resume:
+            self._resume()
+
+    @staticmethod
+    def holds_run(folder: Path) -> bool:
+        """Whether a run was begun in this folder."""
+        return (folder / "config.toml").exists()
+
+    @property
+    def metrics_path(self) -> Path:
+        """The records of the run, a JSON object a line."""
+        return self.folder / "metrics.jsonl"
+
+    def train(
+        self,
+        on_step: Callable[[Trainer], None] | None = None,
+        on_record: Callable[[Record], None] | None = None,
+    ) -> Record:
+        """Train to the end and return the final record.
+
+        Args:
+            on_step: called with the trainer after each step.
+            on_record: called with each record after it was written.
+
+        Raises:
+            NonFiniteLossError: the weights cannot be trained further; the last checkpoint is from before.
+            Interrupted: `trainer.stop` was set; a checkpoint of the last step was written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write_text(self.folder / "config.toml", self.config.to_toml())
+        self._cut_metrics()
+
+        def log(record: Record) -> None:
+            with self.metrics_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            if on_record:
+                on_record(record)
+
+        try:
+            for record in self.trainer.run(on_step):
+                log(record)
+                if self.trainer.epoch % self.config.training.checkpoint_epochs == 0:
+                    self.checkpoint()
+        except Interrupted:
+            self.checkpoint()
+            raise
+        self.checkpoint()
+        return self._finish(log)
+
+    def checkpoint(self) -> Path:
+        """Write a checkpoint of this moment, and let go of old ones."""
+        arrays, numbers = self.trainer.state()
+        path = checkpoint_path(self.folder / "checkpoints", self.trainer.step)
+        save_checkpoint(path, arrays, {**self._about(), "kind": "checkpoint", "state": numbers})
+        prune(path.parent, KEPT_CHECKPOINTS)
+        return path
+
+    def _about(self) -> dict[str, Any]:
+        return {"config": self.config.to_dict(), "classes": list(self.dataset.classes)}
+
+    def _finish(self, log: Callable[[Record], None]) -> Record:
+        """Keep the weights, and look at the test images: once, after every choice was made."""
+        trainer = self.trainer
+        if trainer.ema:
+            with trainer.ema.applied():
+                weights = trainer.model.state_dict()
+        else:
+            weights = trainer.model.state_dict()
+        save_model(self.folder / "model.safetensors", weights, {**self._about(), "kind": "model"})
+        final = {"event": "final", "epoch": trainer.epoch, "step": trainer.step}
+        if len(self.dataset.test):
+            scores = trainer.evaluate(evaluation_loader(self.config, self.dataset.test))
+            final |= {"test_loss": scores["loss"], "test_accuracy": scores["accuracy"]}
+        final["seconds"] = round(trainer.seconds, 3)
+        log(final)
+        return final
+
+    def _resume(self) -> None:
+        newest = latest_checkpoint(self.folder / "checkpoints")
+        if newest is None:
+            return  # interrupted before its first checkpoint: it starts again
+        arrays, meta = load_checkpoint(newest)
+        try:
+            self.trainer.load_state(arrays, meta["state"])
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(f"{newest} does not fit this config: {error}") from error
+        self.resumed_from = newest
+
+    def _cut_metrics(self) -> None:
+        """Drop the records of epochs that will be trained again, and a last line that was not finished."""
+        if not self.metrics_path.exists():
+            return
+        kept = []
+        for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if record["event"] == "epoch" and record["epoch"] <= self.trainer.epoch:
+                kept.append(line)
+        _write_text(self.metrics_path, "".join(line + "\n" for line in kept))
+
+
+def make_trainer(config: Config, dataset: Dataset, device: str = "cpu") -> Trainer:
+    """Build everything that a config describes, ready for its first step."""
+    t, d = config.training, config.data
+    model = ViT(config.model, np.random.default_rng(t.seed))
+    model.to(device=device)
+    loader = Loader(
+        dataset.train,
+        d.batch_size,
+        mean=d.mean,
+        std=d.std,
+        augment=augmentation(d.augment),
+        shuffle=True,
+        seed=t.seed,
+    )
+    return Trainer(
+        model,
+        make_optimizer(config, model),
+        make_schedule(config, len(loader)),
+        loader,
+        epochs=t.epochs,
+        validation=evaluation_loader(config, dataset.validation) if len(dataset.validation) else None,
+        label_smoothing=t.label_smoothing,
+        clip_norm=t.clip_norm,
+        accumulate=t.accumulate,
+        ema=EMA(model.named_parameters(), t.ema) if t.ema else None,
+        seed=t.seed,
+    )
+
+
+def make_optimizer(config: Config, model: ViT) -> Optimizer:
+    """Build the optimizer that a config names."""
+    t = config.training
+    settings = {"momentum": t.momentum} if t.optimizer == "sgd" else {}
+    return OPTIMIZERS[t.optimizer](model.named_parameters(), lr=t.lr, weight_decay=t.weight_decay, **settings)
+
+
+def make_schedule(config: Config, steps_an_epoch: int) -> Schedule:
+    """Build the schedule that a config names, over the steps of its epochs."""
+    t = config.training
+    total, warmup = t.epochs * steps_an_epoch, t.warmup_epochs * steps_an_epoch
+    if t.schedule == "cosine":
+        return cosine(t.lr, total, warmup)
+    if t.schedule == "step":
+        return step_decay(t.lr, [round(0.6 * total), round(0.85 * total)], warmup=warmup)
+    return constant(t.lr, warmup)
+
+
+def evaluation_loader(config: Config, split: Any) -> Loader:
+    """Return the images of a split as the model is to see them: in order, not augmented, normalised as in training."""
+    return Loader(split, EVALUATION_BATCH, mean=config.data.mean, std=config.data.std)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model from a run, and what is needed to use it: its config (with the normalisation) and its classes."""
+
+    model: ViT
+    config: Config
+    classes: tuple[str, ...]
+    path: Path
+
+
+def load_trained(path: str | Path, device: str = "cpu") -> TrainedModel:
+    """Open a run's folder (its final model, else its newest checkpoint), a model file or a checkpoint.
+
+    From a checkpoint of a run with averaged weights, those are taken.
+
+    Raises:
+        CheckpointError: there is no such file, or it cannot be used.
+        BackendError: the device is not there.
+    """
+    path = Path(path)
+    if path.is_dir():
+        final = path / "model.safetensors"
+        found = final if final.exists() else latest_checkpoint(path / "checkpoints")
+        if found is None:
+            raise CheckpointError(
+                f"{path} holds neither model.safetensors nor a checkpoint; give a run's folder or file"
+            )
+        path = found
+    arrays, meta = load_checkpoint(path)
+    try:
+        tables = merge(meta["config"])
+        config = Config(
+            ViTConfig(**tables["model"]), DataConfig(**tables["data"]), TrainingConfig(**tables["training"])
+        )
+        model = ViT(config.model, np.random.default_rng(0))
+        model.load_state_dict(_weights(arrays) if meta["kind"] == "checkpoint" else arrays)
+        classes = tuple(meta["classes"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} holds no model that this version can open: {error}") from error
+    model.to(device=device)
+    model.eval()
+    return TrainedModel(model, config, classes, path)
+
+
+def _weights(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The averaged weights of a checkpoint where it has them, else the model's own."""
+    weights = {k.removeprefix("model."): v for k, v in arrays.items() if k.startswith("model.")}
+    averaged = {name: arrays[f"ema.shadow.{name}"] for name in weights if f"ema.shadow.{name}" in arrays}
+    return averaged or weights
+
+
+def continue_config(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the config of a run that is to be resumed.
+
+    Raises:
+        ConfigError: there is no run in the folder.
+    """
+    if not Run.holds_run(folder):
+        raise ConfigError(f"{folder} holds no run to resume: there is no config.toml in it")
+    return read_toml(folder / "config.toml")
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Replace a small file as a whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,230 @@
+"""The training loop. Each of its parts (loader, optimizer, schedule, EMA, checkpoint) works in a loop of one's own too.
+
+Everything random in a step is drawn from a generator made of (seed, step): the order and augmentation of the images
+by the loader, dropout here. So the random state of a run is two numbers, and a run that was interrupted goes on
+exactly as if it had not been.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from tinyvit.data import Loader
+from tinyvit.engine import Tensor, no_grad, ops, random
+from tinyvit.engine.backend import namespace_of
+from tinyvit.training.ema import EMA
+from tinyvit.training.evaluation import evaluate
+from tinyvit.training.optim import Optimizer, clip_grad_norm
+from tinyvit.training.schedules import Schedule
+from tinyvit.vit import ViT
+
+Record = dict[str, Any]
+DROPOUT = 2**32 - 1  # a stream that no epoch of the loader, whose streams begin with its number, will ever have
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss became infinite or NaN: the run cannot go on."""
+
+
+class Interrupted(Exception):  # noqa: N818 -- no error: somebody asked for it
+    """The run was asked to stop, and did so after a whole step."""
+
+
+class Trainer:
+    """Trains a model for some epochs, and says after each what came of it.
+
+    Args:
+        model: what is trained, on its device.
+        optimizer: over the model's named parameters.
+        schedule: the step size of each step, counted from 0.
+        loader: the training batches.
+        epochs: passes over the loader.
+        validation: batches to evaluate on after each epoch, or None.
+        label_smoothing, clip_norm, accumulate: see `TrainingConfig`.
+        ema: averaged weights, evaluated instead of the model's own, or None.
+        seed: of dropout and DropPath.
+
+    Attributes:
+        step, epoch, batch: how far the run is: steps made in all, the epoch it is in, batches seen of that epoch.
+        seconds: time spent training so far, in this process and those before it.
+        stop: set it (from a signal handler, say) to end the run after the current step.
+
+    >>> import tinyvit as tv
+    >>> from tinyvit.data import digits
+    >>> from tinyvit.training import AdamW, cosine
+    >>> data = digits()
+    >>> mean, std = data.statistics()
+    >>> loader = Loader(data.train, 128, mean=mean, std=std, shuffle=True)
+    >>> tv.seed(0)
+    >>> model = tv.ViT(tv.ViTConfig(8, 4, channels=1, num_classes=10, dim=16, depth=1, num_heads=2))
+    >>> optimizer = AdamW(model.named_parameters(), lr=1e-2)
+    >>> trainer = Trainer(model, optimizer, cosine(1e-2, total=2 * len(loader)), loader, epochs=2)
+    >>> [sorted(record) for record in trainer.run()]
+    [['epoch', 'event', 'loss', 'lr', 'seconds', 'step', 'train_accuracy'], [...]]
+    """
+
+    def __init__(
+        self,
+        model: ViT,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        loader: Loader,
+        *,
+        epochs: int,
+        validation: Loader | None = None,
+        label_smoothing: float = 0.0,
+        clip_norm: float = 0.0,
+        accumulate: int = 1,
+        ema: EMA | None = None,
+        seed: int = 0,
+    ):
+        self.model, self.optimizer, self.schedule, self.loader = model, optimizer, schedule, loader
+        self.epochs, self.validation, self.ema, self.seed = epochs, validation, ema, seed
+        self.label_smoothing, self.clip_norm, self.accumulate = label_smoothing, clip_norm, accumulate
+        self.step = self.epoch = self.batch = 0
+        self.seconds = 0.0
+        self.stop = False
+        self.lr = schedule(0)
+        self._totals = _Totals()
+
+    def run(self, on_step: Callable[[Trainer], None] | None = None) -> Iterator[Record]:
+        """Train from where the run is to its end; yield a record after each epoch.
+
+        Args:
+            on_step: called after each step, for a progress bar.
+
+        Raises:
+            NonFiniteLossError: the loss is infinite or NaN; the weights are those before that step (on a GPU, where the
+                loss is looked at once an epoch, those at the end of that epoch).
+            Interrupted: `stop` was set.
+        """
+        while self.epoch < self.epochs:
+            for images, labels in self.loader.epoch(self.epoch, self.batch):
+                started = time.perf_counter()
+                self.train_step(images, labels)
+                self.seconds += time.perf_counter() - started
+                if on_step:
+                    on_step(self)
+                if self.stop:
+                    raise Interrupted
+            yield self._end_epoch()
+
+    def train_step(self, images: np.ndarray, labels: np.ndarray) -> None:
+        """Forward, backward, update: one step on one batch.
+
+        The batch is swept in `accumulate` parts. A part's loss is weighted by its share of the batch, so that the
+        gradient is that of the whole.
+        """
+        self.model.train()
+        self.optimizer.zero_grad()
+        loss: Any = 0.0
+        right: Any = 0
+        with random.using(np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(DROPOUT, self.step)))):
+            for part in np.array_split(np.arange(len(labels)), min(self.accumulate, len(labels))):
+                logits = self.model(images[part])
+                part_loss = ops.cross_entropy(logits, labels[part], self.label_smoothing) * (len(part) / len(labels))
+                part_loss.backward()
+                loss = loss + part_loss.data
+                right = right + _count_right(logits, labels[part])
+        if self.model.device == "cpu" and not math.isfinite(loss):
+            raise NonFiniteLossError(self._non_finite())
+        if self.clip_norm:
+            clip_grad_norm(self.optimizer.parameters, self.clip_norm)
+        self.lr = self.optimizer.lr = self.schedule(self.step)
+        self.optimizer.step()
+        if self.ema:
+            self.ema.update()
+        self._totals.add(loss, right, len(labels))
+        self.step += 1
+        self.batch += 1
+
+    def _end_epoch(self) -> Record:
+        loss, accuracy = self._totals.means()
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(self._non_finite())
+        record = {
+            "event": "epoch",
+            "epoch": self.epoch + 1,
+            "step": self.step,
+            "loss": loss,
+            "train_accuracy": accuracy,
+            "lr": self.lr,
+            "seconds": round(self.seconds, 3),
+        }
+        self.epoch, self.batch, self._totals = self.epoch + 1, 0, _Totals()
+        if self.validation:
+            scores = self.evaluate(self.validation)
+            record |= {"validation_loss": scores["loss"], "validation_accuracy": scores["accuracy"]}
+        return record
+
+    def evaluate(self, loader: Loader) -> dict[str, float]:
+        """Return {"loss", "accuracy"} of the weights that will be kept: the averaged ones, if there are."""
+        if self.ema:
+            with self.ema.applied():
+                return evaluate(self.model, loader)
+        return evaluate(self.model, loader)
+
+    def _non_finite(self) -> str:
+        return (
+            f"the loss is not finite at step {self.step} (epoch {self.epoch + 1}): "
+            "lower training.lr, lengthen training.warmup_epochs, or set training.clip_norm"
+        )
+
+    # ------------------------------------------------------------------------------------------------------- resuming
+
+    def state(self) -> tuple[dict[str, np.ndarray], Record]:
+        """Return (arrays, numbers): everything that a run needs to go on as if it had not stopped."""
+        arrays = {f"model.{name}": array for name, array in self.model.state_dict().items()}
+        arrays |= {f"optimizer.{name}": array for name, array in self.optimizer.state_dict().items()}
+        if self.ema:
+            arrays |= {f"ema.{name}": array for name, array in self.ema.state_dict().items()}
+        numbers = {"step": self.step, "epoch": self.epoch, "batch": self.batch, "seconds": self.seconds}
+        return arrays, {**numbers, "seed": self.seed, "totals": self._totals.to_list()}
+
+    def load_state(self, arrays: Mapping[str, np.ndarray], numbers: Mapping[str, Any]) -> None:
+        """Go to where `state` was taken.
+
+        Raises:
+            ValueError: the arrays are of another model or optimizer, or the seed is another.
+        """
+        if numbers["seed"] != self.seed:
+            raise ValueError(f"the run was started with seed {numbers['seed']} and cannot go on with {self.seed}")
+        self.model.load_state_dict(_part(arrays, "model."))
+        self.optimizer.load_state_dict(_part(arrays, "optimizer."))
+        if self.ema:
+            self.ema.load_state_dict(_part(arrays, "ema."))
+        self.step, self.epoch, self.batch = numbers["step"], numbers["epoch"], numbers["batch"]
+        self.seconds = numbers["seconds"]
+        self._totals = _Totals(*numbers["totals"])
+
+
+class _Totals:
+    """Sums over the epoch so far; they stay on the device, so that no step waits for the GPU."""
+
+    def __init__(self, loss: Any = 0.0, right: Any = 0, seen: int = 0):
+        self.loss, self.right, self.seen = loss, right, seen
+
+    def add(self, loss: Any, right: Any, count: int) -> None:
+        self.loss = self.loss + loss * count
+        self.right = self.right + right
+        self.seen += count
+
+    def to_list(self) -> list[Any]:
+        return [float(self.loss), int(self.right), self.seen]
+
+    def means(self) -> tuple[float, float]:
+        return float(self.loss) / self.seen, int(self.right) / self.seen
+
+
+def _count_right(logits: Tensor, labels: np.ndarray) -> Any:
+    with no_grad():
+        return (logits.data.argmax(axis=-1) == namespace_of(logits.data).asarray(labels)).sum()
+
+
+def _part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
