@@ -83,12 +83,18 @@ class ViTConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.image_size, int):  # a list, when it comes from TOML
             object.__setattr__(self, "image_size", tuple(self.image_size))
+        if not isinstance(self.image_size, int) and len(self.image_size) != 2:
+            raise ValueError(f"image_size is {self.image_size}; it must be one number, or height and width")
         sizes = {name: getattr(self, name) for name in ("patch_size", "channels", "num_classes", "dim", "num_heads")}
         for name, value in {**sizes, "image_size": min(self.height, self.width)}.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         if self.depth < 0 or self.register_tokens < 0:
             raise ValueError(f"depth {self.depth} and register_tokens {self.register_tokens} cannot be negative")
+        if not self.mlp_hidden >= 1:
+            raise ValueError(f"mlp_ratio is {self.mlp_ratio}; times dim {self.dim} it must give a width of at least 1")
+        if not self.eps > 0:
+            raise ValueError(f"eps is {self.eps}; it must be above 0")
         if self.height % self.patch_size or self.width % self.patch_size:
             raise ValueError(
                 f"image_size {self.height}×{self.width} is not a multiple of patch_size {self.patch_size}: "
@@ -135,7 +141,7 @@ class ViTConfig:
     @property
     def mlp_hidden(self) -> int:
         """Hidden width of the FFN."""
-        return int(self.dim * self.mlp_ratio)
+        return int(self.dim * self.mlp_ratio) if self.mlp_ratio > 0 else 0
 
     @classmethod
     def named(cls, name: str, **changes: Any) -> ViTConfig:
@@ -248,11 +254,11 @@ class ViT(Module):
 
     def _as_images(self, images: Any) -> Tensor:
         weight = self.patch_embed.proj.weight
+        if getattr(images, "dtype", np.dtype(float)).kind in "iub":
+            raise TypeError(
+                f"images are {images.dtype}: scale them to floating-point numbers before the model sees them"
+            )
         if not isinstance(images, Tensor):
-            if getattr(images, "dtype", np.dtype(float)).kind in "iub":
-                raise TypeError(
-                    f"images are {images.dtype}: scale them to floating-point numbers before the model sees them"
-                )
             images = Tensor(namespace_on(weight.device).asarray(images, dtype=weight.dtype))
         if images.ndim != 4 or images.shape[1] != self.config.channels:
             raise ValueError(
@@ -264,6 +270,7 @@ class ViT(Module):
     def with_head(self, num_classes: int) -> ViT:
         """Return a copy of this model with a fresh head for another number of classes."""
         model = ViT(replace(self.config, num_classes=num_classes))
+        model.to(device=self.device, dtype=self.head.weight.dtype)
         state = {**self.state_dict(), **{k: v for k, v in model.state_dict().items() if k.startswith("head.")}}
         model.load_state_dict(state)
         return model

@@ -16,7 +16,6 @@ import numpy as np
 from tinyvit.engine import special
 
 Array = Any  # a numpy.ndarray or a cupy.ndarray
-SCALAR_TYPES = (bool, int, float, np.generic)  # what both libraries take beside their arrays
 
 
 class BackendError(RuntimeError):
@@ -43,7 +42,7 @@ class Namespace:
         setattr(self, name, function)  # found once; the next look-up is an ordinary attribute
         return function
 
-    def scatter_add(self, values: Array, index: Any, shape: tuple[int, ...]) -> Array:
+    def scatter_add(self, values: Array, index: tuple[Any, ...], shape: tuple[int, ...]) -> Array:
         """Zeros of `shape` with `values` added at `index`; where an index occurs twice, both values count."""
         total = self.module.zeros(shape, dtype=values.dtype)
         if _may_repeat(index):
@@ -57,10 +56,9 @@ class Namespace:
         return to_device(array, device)
 
 
-def _may_repeat(index: Any) -> bool:
+def _may_repeat(index: tuple[Any, ...]) -> bool:
     """Integer arrays can name an element twice; slices, numbers and masks cannot."""
-    parts = index if isinstance(index, tuple) else (index,)
-    return any(isinstance(part, list) or (hasattr(part, "dtype") and part.dtype.kind in "iu") for part in parts)
+    return any(getattr(part, "ndim", 0) and part.dtype.kind in "iu" for part in index)
 
 
 NUMPY = Namespace(np, "cpu", special.erf)
@@ -80,7 +78,16 @@ def _load_cupy() -> Namespace:
             ) from error
         if not cupy.is_available():
             raise BackendError("CuPy is installed but finds no usable NVIDIA GPU or driver; use the device 'cpu'")
-        _cupy = Namespace(cupy, "gpu", cupyx.scipy.special.erf)
+
+        def erf(x: Array) -> Array:
+            """CuPy's erf gives float64 for float16."""
+            return (
+                cupyx.scipy.special.erf(x.astype(np.float32)).astype(x.dtype)
+                if x.dtype == np.float16
+                else (cupyx.scipy.special.erf(x))
+            )
+
+        _cupy = Namespace(cupy, "gpu", erf)
     return _cupy
 
 
@@ -101,7 +108,8 @@ def namespace_of(*values: Any) -> Namespace:
     """
     if _cupy is None:
         return NUMPY
-    on_gpu = {isinstance(v, _cupy.module.ndarray) for v in values if hasattr(v, "ndim") and hasattr(v, "strides")}
+    arrays = (np.ndarray, _cupy.module.ndarray)
+    on_gpu = {isinstance(v, _cupy.module.ndarray) for v in values if isinstance(v, arrays)}
     if len(on_gpu) == 2:
         raise BackendError("arrays on 'cpu' and on 'gpu' meet in one operation; move one with .to('gpu') or .to('cpu')")
     return _cupy if True in on_gpu else NUMPY
@@ -129,13 +137,6 @@ def to_device(array: Array, device: str) -> Array:
     if target is source:
         return array
     return source.module.asnumpy(array) if target is NUMPY else target.asarray(array)
-
-
-def as_array(value: Any) -> Array:
-    """An operand as the array it stands for; numbers stay numbers, so that NumPy's promotion treats them as weak."""
-    if isinstance(value, np.ndarray) or hasattr(value, "__cuda_array_interface__"):
-        return value
-    return value if isinstance(value, SCALAR_TYPES) else default_namespace().asarray(value)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -225,7 +225,10 @@ class _Pending:
         elif self.in_place and node in self.owned:
             present += gradient
         else:
-            self.gradients[node] = present + gradient
+            total = present + gradient
+            if self.in_place and not node.shape:
+                total = namespace_of(present).asarray(total)  # a sum of 0-d arrays is a scalar, which has no place
+            self.gradients[node] = total
             self.owned.add(node)
 
     def add_part(self, whole: Any, place: int, gradient: Any) -> None:

@@ -241,6 +241,12 @@ class Tensor:
     def __or__(self, other: Any) -> Tensor:
         return ops.logical_or(self, other)
 
+    def __rand__(self, other: Any) -> Tensor:
+        return ops.logical_and(other, self)
+
+    def __ror__(self, other: Any) -> Tensor:
+        return ops.logical_or(other, self)
+
     def __invert__(self) -> Tensor:
         return ops.logical_not(self)
 

@@ -19,7 +19,7 @@ class Linear(Module):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, rng: np.random.Generator | None = None):
         self.weight = Parameter(xavier_uniform((out_features, in_features), rng))
-        self.bias = Parameter(np.zeros(out_features, np.float32)) if bias else None
+        self.bias: Parameter | None = Parameter(np.zeros(out_features, np.float32)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out)."""

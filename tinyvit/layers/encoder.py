@@ -9,7 +9,7 @@ import numpy as np
 from tinyvit.engine import Tensor, ops
 from tinyvit.engine.ops.nn import attention_weights
 from tinyvit.layers.basic import Dropout, DropPath, LayerNorm, LayerScale, Linear
-from tinyvit.layers.module import Module
+from tinyvit.layers.module import Module, Parameter
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": ops.relu,  # the tutorial's
@@ -148,8 +148,8 @@ class ClassificationHead(Linear):
     """
 
     def __init__(self, dim: int, num_classes: int):
-        super().__init__(dim, num_classes)
-        self.weight.data[...] = 0
+        self.weight = Parameter(np.zeros((num_classes, dim), np.float32))
+        self.bias = Parameter(np.zeros(num_classes, np.float32))
 
     def probabilities(self, x: Tensor) -> Tensor:
         """O_class = softmax(W_class · x + b_class): (B, D) → (B, K)."""

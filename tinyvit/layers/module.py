@@ -108,7 +108,10 @@ class Module:
 
         Raises:
             BackendError: the device is not there. Nothing has moved then.
+            TypeError: the dtype is not one of floating-point numbers. Nothing has changed then.
         """
+        if dtype is not None and np.dtype(dtype).kind != "f":
+            raise TypeError(f"a model computes with floating-point numbers, not {np.dtype(dtype)}")
         device = namespace_on(device).device if device else None
         for module in self.modules():
             for value in vars(module).values():

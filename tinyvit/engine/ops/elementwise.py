@@ -84,10 +84,14 @@ def _power_base(F, gy, a, b):
     return gy * b * a ** F.where(b == 0, 1, b - 1)
 
 
-power.gradients(
-    a=_power_base,
-    b=lambda F, gy, y, a: gy * y * F.log(F.where(a == 0, 1, a)),  # ∂aᵇ/∂b = aᵇ log a
-)
+def _power_exponent(F, gy, y, a):
+    """aᵇ · log a; where a is 0 the power stays 0."""
+    if isinstance(a, (int, float)):
+        return gy * (y * math.log(a)) if a else F.zeros_like(gy)
+    return gy * y * F.log(F.where(a == 0, 1, a))
+
+
+power.gradients(a=_power_base, b=_power_exponent)
 
 
 @primitive
@@ -256,10 +260,10 @@ astype.gradients(x=lambda F, gy: gy)  # the engine casts every gradient to the d
 @primitive
 def to_device(xp, x, device):
     """The same values on "cpu" or "gpu"."""
-    return xp.to_device(x, device)
+    return xp.to_device(x, device), xp.device
 
 
-to_device.gradients(x=lambda F, gy, device: F.to_device(gy, "cpu" if device == "gpu" else "gpu"))
+to_device.gradients(x=lambda F, gy, residue: F.to_device(gy, residue))  # back to where the value came from
 
 
 # ------------------------------------------------------------------------------------ constants: no gradient

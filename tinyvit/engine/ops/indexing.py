@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from tinyvit.engine.backend import namespace_of
 from tinyvit.engine.primitive import primitive
 from tinyvit.engine.tensor import plain
 
@@ -25,16 +28,31 @@ _scatter_add.gradients(values=lambda F, gy, index: gy[index])
 
 def getitem(x: Any, index: Any) -> Any:
     """x[index] with slices, integers, None, ..., bool masks and integer arrays or Tensors, as in NumPy."""
-    return _getitem(x, plain(index))
+    return _getitem(x, _index(x, index))
 
 
 def scatter_add(values: Any, index: Any, shape: tuple[int, ...]) -> Any:
     """Zeros of `shape` with `values` added at `index`; where an index occurs twice, both values count."""
-    return _scatter_add(values, plain(index), shape)
+    return _scatter_add(values, _index(values, index), shape)
 
 
 def take(x: Any, indices: Any, axis: int | None = None) -> Any:
     """Elements at integer `indices` along an axis (None: of the flattened x)."""
+    if isinstance(indices, (list, tuple)):
+        indices = np.asarray(indices, dtype=int)
     if axis is None:
         return getitem(x.reshape(-1), indices)
     return getitem(x, (slice(None),) * (axis % x.ndim) + (indices,))
+
+
+def _index(x: Any, index: Any) -> tuple[Any, ...]:
+    """An index as a tuple whose lists, tuples and Tensors are arrays on x's device."""
+    xp = namespace_of(plain(x))
+
+    def as_part(part: Any) -> Any:
+        part = plain(part)
+        if isinstance(part, (list, tuple)):
+            part = np.asarray(part, dtype=None if part else int)
+        return xp.asarray(part) if isinstance(part, np.ndarray) else part
+
+    return tuple(map(as_part, index if isinstance(index, tuple) else (index,)))

@@ -55,8 +55,9 @@ def _einsum_rule(F, gy, inputs, subscripts, optimize):
         other_terms, others = terms[:k] + terms[k + 1 :], inputs[:k] + inputs[k + 1 :]
         known = "".join(letter for letter in term if letter in result + "".join(other_terms))
         g = F.einsum(f"{','.join([result, *other_terms])}->{known}", gy, *others, optimize=optimize)
-        alone = tuple(axis for axis, letter in enumerate(term) if letter not in known)
-        gradients.append(F.broadcast_to(F.expand_dims(g, alone), x.shape) if alone else g)
+        g = F.expand_dims(g, tuple(axis for axis, letter in enumerate(term) if letter not in known))
+        full = tuple(n if m == 1 else m for n, m in zip(x.shape, g.shape, strict=True))
+        gradients.append(g if full == g.shape else F.broadcast_to(g, full))
     return gradients
 
 

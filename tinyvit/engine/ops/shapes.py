@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from tinyvit.engine.primitive import primitive
 
 
@@ -83,7 +85,7 @@ flip.gradients(x=lambda F, gy, axis: F.flip(gy, axis))
 @primitive
 def pad(xp, x, pad_width, constant_values=0):
     """A constant border: pad_width is n, (before, after), or such a pair for each axis, as in NumPy."""
-    return xp.pad(x, pad_width, constant_values=constant_values)
+    return xp.pad(x, _pairs(pad_width, x.ndim), constant_values=constant_values)
 
 
 def _pad_rule(F, gy, x_shape, pad_width):
@@ -95,14 +97,9 @@ def _pad_rule(F, gy, x_shape, pad_width):
     ]
 
 
-def _pairs(pad_width: Any, ndim: int) -> list[tuple[int, int]]:
-    """NumPy's short forms of pad_width, written out for each axis."""
-    if isinstance(pad_width, int):
-        pad_width = (pad_width,)
-    if isinstance(pad_width[0], int):
-        pad_width = ((pad_width[0], pad_width[-1]),)
-    pairs = [(pair[0], pair[-1]) for pair in pad_width]
-    return pairs * ndim if len(pairs) == 1 else pairs
+def _pairs(pad_width: Any, ndim: int) -> list[list[int]]:
+    """NumPy's short forms of pad_width, written out: (before, after) for each axis."""
+    return np.broadcast_to(np.asarray(pad_width), (ndim, 2)).tolist()
 
 
 pad.gradients(x=_pad_rule)
@@ -120,8 +117,10 @@ def _concatenate_rule(F, gy, inputs, axis):
     return F.split(gy, ends[:-1], axis=axis)
 
 
-def concatenate(arrays: Sequence[Any], axis: int = 0) -> Any:
-    """The arrays behind one another along an axis that they have."""
+def concatenate(arrays: Sequence[Any], axis: int | None = 0) -> Any:
+    """The arrays behind one another along an axis that they have; flattened first if None."""
+    if axis is None:
+        return _concatenate(*(reshape(x, (-1,)) for x in arrays), axis=0)
     return _concatenate(*arrays, axis=axis)
 
 

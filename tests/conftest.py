@@ -1,0 +1,29 @@
+"""What every test shares: a fixed seed, clean global state afterwards, and the devices that op tests run on."""
+
+import hypothesis
+import pytest
+
+import tinyvit as tv
+from tinyvit.engine import backend, tape
+
+hypothesis.settings.register_profile("tinyvit", deadline=None, max_examples=40)
+hypothesis.settings.load_profile("tinyvit")
+
+
+@pytest.fixture(autouse=True)
+def global_state():
+    """Start from a fixed seed, and fail a test that leaves no_grad or another default backend behind."""
+    recording, default = tape.mode.recording, backend.default_namespace()
+    tv.seed(0)
+    yield
+    left = tape.mode.recording, backend.default_namespace()
+    tape.mode.recording, backend._default = recording, default  # so that the next test does not fail too
+    assert left == (recording, default), "the test left no_grad()/enable_grad() or use_backend() switched"
+
+
+@pytest.fixture(scope="session", params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request):
+    """Where a test computes; `pytest -m gpu` runs the same tests with CuPy."""
+    if request.param == "gpu" and not tv.gpu_available():
+        pytest.skip("CuPy or a GPU is missing")
+    return request.param

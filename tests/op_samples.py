@@ -1,0 +1,370 @@
+"""Sample inputs for every differentiable op: one expression each, computed by tinyvit, by NumPy and SciPy, by PyTorch.
+
+A sample is an expression f(F, *inputs). With F = tv.ops it is what is tested; with F = `Reference()` it is NumPy's own
+function, or the formula spelled out where NumPy has none; tests/test_peers.py has a third F. The inputs keep away from
+kinks and poles, so that finite differences are right everywhere.
+"""
+
+import functools
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.special
+
+import tinyvit as tv
+
+
+@dataclass(frozen=True)
+class Sample:
+    op: str
+    case: str
+    f: Callable[..., Any]
+    makers: tuple[Callable[[np.random.Generator], np.ndarray], ...]
+
+    def __str__(self) -> str:
+        return f"{self.op}: {self.case}"
+
+    def arrays(self, dtype: Any = np.float64) -> list[np.ndarray]:
+        """Fresh inputs, always the same; only floating-point ones are cast."""
+        rng = np.random.default_rng(zlib.crc32(str(self).encode()))
+        made = [np.asarray(make(rng)) for make in self.makers]
+        return [a.astype(dtype) if a.dtype.kind == "f" else a for a in made]
+
+    def tensors(self, device: str = "cpu", dtype: Any = np.float64) -> list[tv.Tensor]:
+        """The inputs as Tensors; floating-point ones require a gradient, indices and masks cannot."""
+        return [tv.tensor(a, device=device, requires_grad=a.dtype.kind == "f") for a in self.arrays(dtype)]
+
+    def __call__(self, *inputs: Any, F: Any = tv.ops) -> list[Any]:
+        outputs = self.f(F, *inputs)
+        return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+
+class Reference:
+    """NumPy's names as NumPy has them; what it lacks by SciPy or by its definition."""
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+    erf = staticmethod(scipy.special.erf)
+    sigmoid = staticmethod(scipy.special.expit)
+    logsumexp = staticmethod(scipy.special.logsumexp)
+
+    def softmax(self, x, axis=-1):
+        return scipy.special.softmax(x, axis=axis)
+
+    def log_softmax(self, x, axis=-1):
+        return scipy.special.log_softmax(x, axis=axis)
+
+    def relu(self, x):
+        return np.where(x > 0, x, 0.0)
+
+    def gelu(self, x, approximate="none"):
+        if approximate == "tanh":
+            return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+        return x * (scipy.special.expit(1.702 * x) if approximate == "quick" else scipy.special.ndtr(x))
+
+    def layer_norm(self, x, weight, bias, eps=1e-6):
+        deviation = np.sqrt(np.var(x, axis=-1, keepdims=True) + eps)
+        return (x - np.mean(x, axis=-1, keepdims=True)) / deviation * weight + bias
+
+    def linear(self, x, weight, bias=None):
+        return np.einsum("...i,oi->...o", x, weight) + (0 if bias is None else bias)
+
+    def scaled_dot_product_attention(self, q, k, v, scale=None):
+        scores = np.einsum("...nd,...md->...nm", q, k) * (1 / np.sqrt(q.shape[-1]) if scale is None else scale)
+        return np.einsum("...nm,...md->...nd", scipy.special.softmax(scores, axis=-1), v)
+
+    def cross_entropy(self, logits, targets, label_smoothing=0.0, reduction="mean"):
+        classes = logits.shape[-1]
+        y = np.eye(classes)[targets] if targets.dtype.kind == "i" else targets
+        y = (1 - label_smoothing) * y + label_smoothing / classes
+        losses = -(y * scipy.special.log_softmax(logits, axis=-1)).sum(-1)
+        return losses if reduction == "none" else losses.sum() / (losses.size if reduction == "mean" else 1)
+
+    def dropout(self, x, p, rng):
+        return np.where(rng.random(x.shape, dtype=np.float32) < p, 0, x / (1 - p))
+
+    def drop_path(self, x, p, rng):
+        dropped = rng.random(len(x), dtype=np.float32) < p
+        rows = [0 * row if drop else row / (1 - p) for drop, row in zip(dropped, x, strict=True)]
+        return np.reshape(rows, x.shape)
+
+    def getitem(self, x, index):
+        return x[index]
+
+    def scatter_add(self, values, index, shape):
+        total = np.zeros(shape, values.dtype)
+        np.add.at(total, index, values)
+        return total
+
+    def astype(self, x, dtype):
+        return x.astype(dtype)
+
+    def to_device(self, x, device):
+        return x
+
+
+REFERENCE = Reference()
+
+# -------------------------------------------------------------------------------------------------------------- inputs
+
+
+def normal(*shape):
+    return lambda rng: rng.standard_normal(shape)
+
+
+def positive(*shape):
+    return lambda rng: rng.uniform(0.5, 2, shape)
+
+
+def nonzero(*shape):
+    """At least 0.2 away from zero, either sign."""
+    return lambda rng: rng.uniform(0.2, 2, shape) * rng.choice([-1.0, 1.0], shape)
+
+
+def distinct(*shape):
+    """No two elements nearer than 0.1, so that max has no ties."""
+    return lambda rng: (rng.permutation(int(np.prod(shape))).reshape(shape) - np.prod(shape) // 2) * 0.11 + 0.02
+
+
+def given(values, dtype=None):
+    return lambda rng: np.array(values, dtype=dtype)
+
+
+# ------------------------------------------------------------------------------------------------------------ registry
+
+SAMPLES: list[Sample] = []
+
+
+def sample(op, *inputs, case="", f=None, **arguments):
+    """Register f(F, *inputs), by default F.op(*inputs, **arguments); an input is a shape, or a maker of arrays."""
+    makers = tuple(x if callable(x) else normal(*x) for x in inputs)
+    shapes = " ".join(str(m(np.random.default_rng(0)).shape).replace(" ", "") for m in makers)
+    facts = [shapes, *(f"{name}={value}" for name, value in arguments.items()), case]
+    call = f or functools.partial(_call, op, arguments)
+    SAMPLES.append(Sample(op, " ".join(filter(None, facts)), call, makers))
+
+
+def _call(op, arguments, F, *inputs):
+    return getattr(F, op)(*inputs, **arguments)
+
+
+# Elementwise, one argument
+for shape in [(2, 3), (), (0, 3)]:
+    for op in ["negative", "square", "exp", "sin", "cos", "tanh", "erf", "sigmoid", "zeros_like"]:
+        sample(op, shape)
+    for op in ["log", "sqrt"]:
+        sample(op, positive(*shape))
+    for op in ["abs", "sign", "relu"]:
+        sample(op, nonzero(*shape))
+    for form in ["none", "tanh", "quick"]:
+        sample("gelu", shape, approximate=form)
+    sample("astype", shape, dtype="float64")
+    sample("clip", distinct(*shape), f=lambda F, x: F.clip(x, -0.25, 0.25), case="-0.25 … 0.25")
+    sample("to_device", shape, f=lambda F, x: F.to_device(x, getattr(x, "device", "cpu")), case="where it is already")
+sample("clip", distinct(5), f=lambda F, x: F.clip(x, None, 0.0), case="no lower bound")
+sample("clip", distinct(5), f=lambda F, x: F.clip(x, 0.0, None), case="no upper bound")
+sample("clip", nonzero(2, 3), given([-1, 0, -9], "int8"), f=lambda F, x, low: F.clip(x, low, 1.1), case="array bounds")
+sample("erf", given([0.0, 0.99, 1.01, -3.5, 6.5]), case="each branch")
+
+# Elementwise, two arguments
+PAIRS = [
+    ((2, 3), (2, 3)),
+    ((2, 3), (3,)),
+    ((2, 1, 3), (4, 1)),
+    ((), (2, 3)),
+    ((2, 3), (1, 1)),
+    ((), ()),
+    ((0, 3), (1, 3)),
+]
+for left, right in PAIRS:
+    for op in ["add", "subtract", "multiply"]:
+        sample(op, left, right)
+    sample("divide", left, nonzero(*right))
+    sample("power", positive(*left), right)
+    for op in ["maximum", "minimum"]:
+        sample(op, distinct(*left), lambda rng, shape=right: distinct(*shape)(rng) + 0.05)
+for op in ["add", "subtract", "multiply", "divide", "maximum", "minimum", "power"]:
+    sample(op, positive(2, 3), f=lambda F, x, op=op: getattr(F, op)(x, x), case="an argument given twice")
+    sample(op, positive(2, 3), f=lambda F, x, op=op: getattr(F, op)(x, 2.2), case="a number on the right")
+    sample(op, positive(2, 3), f=lambda F, x, op=op: getattr(F, op)(2.2, x), case="a number on the left")
+for exponent in [2, 3, 0, 1, -1, 0.5, 2.0]:
+    sample("power", positive(3), f=lambda F, x, p=exponent: F.power(x, p), case=f"exponent {exponent!r}")
+sample("power", nonzero(4), f=lambda F, x: F.power(x, 3), case="negative base, whole exponent")
+sample(
+    "power", given([0.0, 0.0, 0.0, 2.0]), given([0, 1, 2, 0], "int8"), case="zeros in base and in a constant exponent"
+)
+sample("where", given([[True, False, True], [False, True, False]]), (2, 3), (2, 3))
+sample("where", given([True, False, True]), (2, 1), (3,))
+sample("where", given([True, False]), (2,), f=lambda F, c, x: F.where(c, x, 0.5), case="a number where false")
+sample("where", given([True, False]), (2,), f=lambda F, c, x: F.where(c, 0.5, x), case="a number where true")
+sample("where", given([True, False]), (2,), f=lambda F, c, x: F.where(c, x, x), case="an argument given twice")
+
+# Reductions
+for op in ["sum", "mean", "var", "max", "min", "logsumexp"]:
+    values = distinct(2, 3, 2) if op in ("max", "min") else normal(2, 3, 2)
+    for axis in [None, 0, 1, -1, (0, 2), (-1, 0), (0, 1, 2)]:
+        sample(op, values, axis=axis)
+    for axis in [None, 1, (-1, 0)]:
+        sample(op, values, axis=axis, keepdims=True)
+    sample(op, distinct())
+for op in ["sum", "mean", "var", "logsumexp"]:
+    sample(op, (0, 3), axis=1)
+sample("sum", (0, 3), axis=0)
+sample("sum", (2, 3), axis=())
+for axis in [None, 0, (0, -1)]:
+    sample("var", (3, 2, 2), axis=axis, ddof=1)
+for op in ["softmax", "log_softmax"]:
+    for axis in [-1, 0, 1, (0, 1)]:
+        sample(op, (2, 3), axis=axis)
+    sample(op, (0, 3))
+    sample(op, (3,))
+
+# Shapes
+for shape, target in [
+    ((2, 3), (3, 2)),
+    ((2, 3), -1),
+    ((2, 3), (1, -1, 2)),
+    ((1, 1), ()),
+    ((), (1, 1)),
+    ((0, 3), (3, 0)),
+]:
+    sample("reshape", shape, shape=target)
+for axes in [None, (1, 0, 2), (2, 0, 1), (-1, 0, -2)]:
+    sample("transpose", (2, 3, 1), axes=axes)
+sample("transpose", ())
+for first, second in [(0, 1), (-1, 0), (1, 1)]:
+    sample("swapaxes", (2, 3, 2), axis1=first, axis2=second)
+for axis in [0, -1, (0, 2), (-1, 1)]:
+    sample("expand_dims", (2, 3), axis=axis)
+for axis in [None, 0, -1, (0, 2)]:
+    sample("squeeze", (1, 3, 1), axis=axis)
+for shape, target in [((3,), (2, 3)), ((2, 1, 3), (4, 2, 2, 3)), ((), (2, 2)), ((1,), (0,)), ((2, 3), (2, 3))]:
+    sample("broadcast_to", shape, shape=target)
+for axis in [None, 0, -1, (0, -1)]:
+    sample("flip", (2, 3, 2), axis=axis)
+for width in [0, 1, (1, 2), (2,), ((1, 0), (0, 2)), ((1, 2),), ((1,), (2,))]:
+    sample("pad", (2, 3), pad_width=width)
+sample("pad", (2,), pad_width=1, constant_values=7.0)
+sample("pad", (2,), f=lambda F, x: F.pad(x, np.int64(1)), case="a NumPy integer")
+for axis in [0, 1, -1]:
+    sample(
+        "concatenate", (2, 3), (2, 3), f=lambda F, a, b, axis=axis: F.concatenate([a, b, a], axis), case=f"axis={axis}"
+    )
+    sample("stack", (2, 3), (2, 3), f=lambda F, a, b, axis=axis: F.stack([a, b, a], axis), case=f"axis={axis}")
+sample("concatenate", (2, 3), (0, 3), (1, 3), f=lambda F, *parts: F.concatenate(parts), case="unequal and empty")
+sample("concatenate", (2,), f=lambda F, a: F.concatenate([a]), case="a single array")
+sample("concatenate", (2, 1), (3,), f=lambda F, a, b: F.concatenate([a, b], axis=None), case="axis=None")
+sample("stack", (), (), f=lambda F, a, b: F.stack([a, b]), case="numbers")
+sample("split", (6, 2), indices_or_sections=3)
+sample("split", (2, 6), indices_or_sections=[1, 1, 4], axis=-1)
+sample("split", (2, 4), f=lambda F, x: F.split(x, 4, axis=1)[2], case="one part used")
+sample("split", (4,), f=lambda F, x: [p * p for p in F.split(x, [3])[::-1]], case="parts used out of order")
+
+# Indexing
+X = (3, 2, 4)
+BASIC = [
+    0, -1, slice(1, 3), slice(None, None, 2), slice(None, None, -1), slice(2, 0, -1), slice(5, 9), None, ..., (),
+    (1, 0, -2), (..., 0), (1, ..., None), (None, slice(1, 3), ..., slice(None, None, -2)), (slice(None), None, 1),
+    np.int64(1),
+]  # fmt: skip
+for index in BASIC:
+    sample("getitem", X, f=lambda F, x, i=index: F.getitem(x, i), case=str(index))
+for case, index in {
+    "a list with duplicates": [0, 2, 0],
+    "a tuple with duplicates inside the index": ((0, 2, 0),),
+    "a tuple with duplicates beside a slice": (slice(None), (1, 1)),
+    "a list of bools": [True, False, True],
+    "True": True,
+    "False": False,
+}.items():
+    sample("getitem", X, f=lambda F, x, i=index: F.getitem(x, i), case=case)
+sample("getitem", (), f=lambda F, x: F.getitem(x, (None, ...)), case="a number")
+INDEX = given([2, 0, 2, -1], int)
+sample("getitem", X, INDEX, f=lambda F, x, i: F.getitem(x, i), case="integers with duplicates")
+sample("getitem", X, given([[0, 1], [1, -3]], int), f=lambda F, x, i: F.getitem(x, i), case="a matrix of integers")
+sample("getitem", X, given(1, int), f=lambda F, x, i: F.getitem(x, i), case="a 0-d integer array")
+sample("getitem", X, given([], int), f=lambda F, x, i: F.getitem(x, i), case="no integers")
+sample("getitem", X, INDEX, f=lambda F, x, i: F.getitem(x, (slice(None, 2), ..., i)), case="slice and integers")
+sample("getitem", X, INDEX, f=lambda F, x, i: F.getitem(x, (i, 1)), case="integers and a number")
+sample("getitem", X, INDEX, f=lambda F, x, i: F.getitem(x, (i, slice(None), i)), case="integers around a slice")
+sample("getitem", X, INDEX, f=lambda F, x, i: F.getitem(x, (i, None, 0, i)), case="integers around None")
+sample(
+    "getitem", X, INDEX, given([[1], [0]], int), f=lambda F, x, i, j: F.getitem(x, (i, j)), case="two broadcast arrays"
+)
+sample("getitem", X, given([True, False, True]), f=lambda F, x, m: F.getitem(x, m), case="a mask of the first axis")
+sample(
+    "getitem", X, given([True, False]), f=lambda F, x, m: F.getitem(x, (slice(None), m, 0)), case="a mask in the middle"
+)
+sample("getitem", (2, 2), given([[True, False], [True, True]]), f=lambda F, x, m: F.getitem(x, m), case="a full mask")
+sample("scatter_add", (4,), INDEX, f=lambda F, v, i: F.scatter_add(v, i, (3,)), case="duplicates")
+sample("scatter_add", (2, 4), INDEX, f=lambda F, v, i: F.scatter_add(v, (slice(None), i), (2, 3)), case="mixed")
+sample("scatter_add", (2, 2), f=lambda F, v: F.scatter_add(v, (..., slice(1, 3)), (2, 4)), case="a slice")
+sample("scatter_add", (), INDEX, f=lambda F, v, i: F.scatter_add(v, i, (3,)), case="a number everywhere")
+for axis in [None, 0, -1]:
+    sample("take", (3, 3), INDEX, axis=axis)
+sample("take", (2, 3), given([[0, 1], [1, 1]], int), axis=1)
+sample("take", (3,), f=lambda F, x: F.take(x, (2, 2, 0), axis=0), case="a tuple with duplicates")
+
+# Matrix products
+for left, right in [
+    ((3,), (3,)), ((3,), (3, 2)), ((2, 3), (3,)), ((2, 3), (3, 2)), ((3,), (2, 3, 2)), ((2, 2, 3), (3,)),
+    ((2, 2, 3), (3, 2)), ((2, 3), (2, 3, 2)), ((2, 2, 3), (2, 3, 2)), ((2, 2, 3), (1, 3, 2)), ((1, 2, 3), (2, 3, 1)),
+    ((2, 1, 2, 3), (2, 3, 1)), ((2, 1, 2, 3), (3,)), ((3,), (2, 1, 3, 2)), ((2, 1, 2, 3), (3, 2)),
+    ((0, 3), (3, 2)), ((2, 0), (0, 3)), ((2, 0, 3), (3, 2)), ((0, 2, 3), (3,)),
+]:  # fmt: skip
+    sample("matmul", left, right)
+sample("matmul", (2, 2), f=lambda F, a: F.matmul(a, a), case="an argument given twice")
+sample("matmul", (3,), f=lambda F, a: F.matmul(a, a), case="a vector given twice")
+for subscripts, *shapes in [
+    ("ij,jk->ik", (2, 3), (3, 2)), (" ij , kj -> ki ", (2, 3), (2, 3)), ("bnd,bmd->bnm", (2, 2, 3), (2, 1, 3)),
+    ("bhnd,bhmd->bhnm", (1, 2, 2, 3), (1, 2, 3, 3)), ("ij->ji", (2, 3)), ("ij->i", (2, 3)), ("ij->", (2, 3)),
+    ("i->i", (3,)), ("i,j->ij", (2,), (3,)), ("ij,ij->", (2, 3), (2, 3)), ("ij,jk,kl->il", (2, 2), (2, 3), (3, 2)),
+    ("ij,k->i", (2, 3), (2,)), (",ij->ij", (), (2, 3)), ("i,i,i->i", (3,), (3,), (3,)), ("ij,j->", (0, 3), (3,)),
+    ("ij,ij->j", (1, 3), (2, 3)),
+]:  # fmt: skip
+    sample("einsum", *shapes, f=lambda F, *xs, s=subscripts: F.einsum(s, *xs), case=subscripts)
+sample("einsum", (2, 3), f=lambda F, a: F.einsum("ij,kj->ik", a, a), case="an argument given twice")
+
+# Neural networks
+for shape in [(3,), (2, 3), (2, 2, 3), (0, 3)]:
+    sample("linear", shape, (2, 3), (2,))
+    sample("linear", shape, (2, 3))
+    sample("layer_norm", shape, (3,), (3,))
+sample("layer_norm", (2, 4), (4,), (4,), eps=0.5)
+sample("layer_norm", (4,), f=lambda F, x: F.layer_norm(x, x, x), case="an argument given thrice")
+for q, k, v in [
+    ((2, 3), (3, 3), (3, 2)), ((2, 1, 2), (2, 2, 2), (2, 2, 3)), ((2, 1, 2, 2), (2, 1, 2, 2), (2, 1, 2, 2)),
+    ((2, 2, 2), (3, 2), (1, 3, 2)), ((0, 2, 2), (0, 2, 2), (0, 2, 2)),
+]:  # fmt: skip
+    sample("scaled_dot_product_attention", q, k, v)
+sample("scaled_dot_product_attention", (2, 2), (3, 2), (3, 1), scale=1.5)
+sample("scaled_dot_product_attention", (3, 2), (3, 2), case="q is k",
+       f=lambda F, q, v: F.scaled_dot_product_attention(q, q, v))  # fmt: skip
+sample("scaled_dot_product_attention", (3, 2), case="q is k is v",
+       f=lambda F, x: F.scaled_dot_product_attention(x, x, x))  # fmt: skip
+CLASSES, SOFT = given([2, 0], int), given([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0]])
+for reduction in ["mean", "sum", "none"]:
+    for smoothing in [0.0, 0.1]:
+        sample("cross_entropy", (2, 3), CLASSES, label_smoothing=smoothing, reduction=reduction)
+        sample("cross_entropy", (2, 3), SOFT, label_smoothing=smoothing, reduction=reduction)
+sample("cross_entropy", (2, 2, 3), given([[0, 1], [2, 2]], int), case="a class a token")
+sample("cross_entropy", (3,), given(1, int), case="one row")
+sample("cross_entropy", (2, 3), (2, 3), case="targets that do not sum to 1")
+sample("cross_entropy", (0, 3), given([], int), reduction="sum", case="no rows")
+for op in ["dropout", "drop_path"]:
+    for shape in [(6,), (4, 3), (0, 2)]:
+        for p in [0.0, 0.4]:
+            if p or op == "dropout":
+                sample(
+                    op, shape, f=lambda F, x, op=op, p=p: getattr(F, op)(x, p, np.random.default_rng(3)), case=f"p={p}"
+                )
+
+# What steps, compares or counts: a number of results with no slope
+NOT_DIFFERENTIABLE = {
+    "argmax", "equal", "greater", "greater_equal", "isfinite", "less", "less_equal", "logical_and", "logical_not",
+    "logical_or", "not_equal",
+}  # fmt: skip

@@ -1,0 +1,265 @@
+"""Values and gradients against PyTorch, for every op that both have, on the samples of tests/op_samples.py."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from op_samples import NOT_DIFFERENTIABLE, SAMPLES
+
+import tinyvit as tv
+
+torch = pytest.importorskip("torch")
+
+
+class Torch:
+    """PyTorch under NumPy's names."""
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+    relu = staticmethod(torch.relu)
+    sigmoid = staticmethod(torch.sigmoid)
+
+    def maximum(self, a, b):
+        return torch.maximum(*both(a, b))
+
+    def minimum(self, a, b):
+        return torch.minimum(*both(a, b))
+
+    def power(self, a, b):
+        return torch.pow(a, b)
+
+    def clip(self, x, low, high):
+        if torch.is_tensor(low):  # torch.clamp wants tensors on both sides
+            low, high = low.to(x.dtype), torch.full((), high, dtype=x.dtype)
+        return torch.clamp(x, low, high)
+
+    def sum(self, x, axis=None, keepdims=False):
+        return x if axis == () else torch.sum(x, axis, keepdim=keepdims)
+
+    def mean(self, x, axis=None, keepdims=False):
+        return torch.mean(x, axis, keepdim=keepdims)
+
+    def var(self, x, axis=None, ddof=0, keepdims=False):
+        return torch.var(x, axis, correction=ddof, keepdim=keepdims)
+
+    def max(self, x, axis=None, keepdims=False):
+        return torch.amax(x, () if axis is None else axis, keepdim=keepdims)
+
+    def min(self, x, axis=None, keepdims=False):
+        return torch.amin(x, () if axis is None else axis, keepdim=keepdims)
+
+    def logsumexp(self, x, axis=None, keepdims=False):
+        return torch.logsumexp(x, tuple(range(x.ndim)) if axis is None else axis, keepdim=keepdims)
+
+    def softmax(self, x, axis=-1):
+        return torch.softmax(x, axis)
+
+    def log_softmax(self, x, axis=-1):
+        return torch.log_softmax(x, axis)
+
+    def gelu(self, x, approximate="none"):
+        if approximate == "quick":
+            return x * torch.sigmoid(1.702 * x)
+        return torch.nn.functional.gelu(x, approximate=approximate)
+
+    def swapaxes(self, x, axis1, axis2):
+        return torch.swapaxes(x, axis1, axis2)
+
+    def broadcast_to(self, x, shape):
+        return torch.broadcast_to(x, shape)
+
+    def reshape(self, x, shape):
+        return torch.reshape(x, shape if isinstance(shape, tuple) else (shape,))
+
+    def transpose(self, x, axes=None):
+        return torch.permute(x, axes or tuple(range(x.ndim))[::-1])
+
+    def expand_dims(self, x, axis):
+        axes = axis if isinstance(axis, tuple) else (axis,)
+        for a in sorted(a % (x.ndim + len(axes)) for a in axes):
+            x = torch.unsqueeze(x, a)
+        return x
+
+    def squeeze(self, x, axis=None):
+        return torch.squeeze(x) if axis is None else torch.squeeze(x, axis)
+
+    def flip(self, x, axis=None):
+        axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+        return torch.flip(x, tuple(axes))
+
+    def pad(self, x, pad_width, constant_values=0):
+        pairs = np.broadcast_to(np.array(pad_width), (x.ndim, 2))
+        return torch.nn.functional.pad(x, pairs[::-1].reshape(-1).tolist(), value=constant_values)
+
+    def concatenate(self, arrays, axis=0):
+        if axis is None:
+            return torch.concatenate([a.reshape(-1) for a in arrays])
+        return torch.concatenate(arrays, axis)
+
+    def split(self, x, indices_or_sections, axis=0):
+        return torch.tensor_split(x, indices_or_sections, axis)
+
+    def getitem(self, x, index):
+        return x[index]
+
+    def scatter_add(self, values, index, shape):
+        zeros = torch.zeros(shape, dtype=values.dtype)
+        if torch.is_tensor(index):
+            return zeros.index_put((index,), values, accumulate=True)
+        zeros[index] = values
+        return zeros
+
+    def take(self, x, indices, axis=None):
+        indices = torch.as_tensor(indices)
+        if axis is None:
+            return torch.take(x, indices)
+        moved = torch.movedim(x, axis, 0)[
+            indices
+        ]  # the axes of the indices come first here, in place of the axis there
+        return torch.movedim(
+            moved, tuple(range(indices.ndim)), tuple(range(axis % x.ndim, axis % x.ndim + indices.ndim))
+        )
+
+    def matmul(self, a, b):
+        return torch.matmul(a, b)
+
+    def einsum(self, subscripts, *operands):
+        return torch.einsum(subscripts.replace(" ", ""), *operands)
+
+    def linear(self, x, weight, bias=None):
+        return torch.nn.functional.linear(x, weight, bias)
+
+    def layer_norm(self, x, weight, bias, eps=1e-6):
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+    def scaled_dot_product_attention(self, q, k, v, scale=None):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
+
+    def cross_entropy(self, logits, targets, label_smoothing=0.0, reduction="mean"):
+        soft = targets.is_floating_point()
+        losses = torch.nn.functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]),
+            targets.reshape(-1, logits.shape[-1]) if soft else targets.reshape(-1),
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+        )
+        return losses.reshape(logits.shape[:-1]) if reduction == "none" else losses
+
+
+PEER = Torch()
+
+
+def both(a, b):
+    """Two operands as tensors; PyTorch's maximum and where take no numbers."""
+    return tuple(x if torch.is_tensor(x) else torch.tensor(x, dtype=torch.float64) for x in (a, b))
+
+
+# What PyTorch has not, or does not let be differentiated
+LACKING = NOT_DIFFERENTIABLE | {"astype", "to_device", "dropout", "drop_path", "zeros_like"}
+DIFFERENT = {
+    "getitem: (3,2,4) slice(None, None, -1)",  # no negative steps
+    "getitem: (3,2,4) slice(2, 0, -1)",
+    "getitem: (3,2,4) (None, slice(1, 3, None), Ellipsis, slice(None, None, -2))",
+    "getitem: (3,2,4) (4,) integers around None",  # another place for the axes that advanced indices give
+    "scatter_add: (2,4) (4,) mixed",
+    "softmax: (2,3) axis=(0, 1)",  # one axis only
+    "log_softmax: (2,3) axis=(0, 1)",
+    "var: (0,3) axis=1",  # warns
+}
+SHARED = [s for s in SAMPLES if s.op not in LACKING and str(s) not in DIFFERENT]
+
+
+def test_the_samples_left_out_exist():
+    assert {str(s) for s in SAMPLES} >= DIFFERENT
+    assert {s.op for s in SAMPLES} | NOT_DIFFERENTIABLE >= LACKING
+
+
+def compare(f, inputs, peers):
+    """Values, and gradients along one random cotangent for each result."""
+    ours = f(*inputs)
+    theirs = f(*peers, F=PEER)
+    assert [y.shape for y in ours] == [tuple(z.shape) for z in theirs]
+    rng = np.random.default_rng(1)
+    vs = [rng.standard_normal(y.shape) for y in ours]
+    wanted = [i for i, x in enumerate(inputs) if x.requires_grad]
+    gradients = tv.grad(ours, [inputs[i] for i in wanted], vs, allow_unused=True)
+    expected = torch.autograd.grad(theirs, [peers[i] for i in wanted], list(map(torch.tensor, vs)), allow_unused=True)
+    for y, z in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(y.numpy(), z.detach().numpy(), rtol=1e-11, atol=1e-12)
+    for i, g, e in zip(wanted, gradients, expected, strict=True):
+        g = np.zeros(inputs[i].shape) if g is None else g.numpy()
+        np.testing.assert_allclose(g, 0 * g if e is None else e.numpy(), rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("sample", SHARED, ids=str)
+def test_values_and_gradients_are_pytorchs(sample):
+    arrays = sample.arrays()
+    peers = [torch.tensor(a, requires_grad=a.dtype.kind == "f") for a in arrays]
+    compare(sample, sample.tensors(), peers)
+
+
+@given(st.data())
+def test_a_drawn_transformer_block_is_pytorchs(data):
+    """The ops of an encoder layer, put together, in shapes that hypothesis draws."""
+    b, n, d, heads = (data.draw(st.integers(1, 3)) for _ in range(4))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**16)))
+    draw = lambda *shape: rng.standard_normal(shape)
+    d *= heads
+    arrays = [draw(b, n, d), draw(3 * d, d), draw(3 * d), draw(d), draw(d), draw(2 * d, d), draw(d, 2 * d)]
+
+    def block(x, qkv, qkv_bias, weight, bias, w1, w2, F=tv.ops):
+        y = F.linear(F.layer_norm(x, weight, bias), qkv, qkv_bias)
+        y = F.transpose(F.reshape(y, (b, n, 3, heads, d // heads)), (2, 0, 3, 1, 4))
+        y = F.scaled_dot_product_attention(y[0], y[1], y[2])
+        x = x + F.reshape(F.swapaxes(y, 1, 2), (b, n, d))
+        x = x + F.linear(F.gelu(F.linear(F.layer_norm(x, weight, bias), w1)), w2)
+        return [F.cross_entropy(F.mean(x, axis=1), targets[F], label_smoothing=0.1), x]
+
+    classes = rng.integers(0, d, b)
+    targets = {tv.ops: classes, PEER: torch.tensor(classes)}
+    compare(
+        block, [tv.tensor(a, requires_grad=True) for a in arrays], [torch.tensor(a, requires_grad=True) for a in arrays]
+    )
+
+
+@given(hnp.mutually_broadcastable_shapes(num_shapes=3, max_dims=3, max_side=3), st.booleans())
+def test_a_drawn_elementwise_formula_is_pytorchs(drawn, ties):
+    """Broadcasting three ways at once; with ties, so that the choices at kinks are compared too."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(-1, 2, s).astype(float) if ties else rng.standard_normal(s) for s in drawn.input_shapes]
+
+    def formula(a, b, c, F=tv.ops):
+        y = F.maximum(a, b) * F.abs(c) - F.minimum(b, c) / (2 + F.sin(a) * F.tanh(c))
+        return [F.where(a > c, y, F.relu(b * c)) + F.clip(a, -1, 1) * F.sigmoid(b) ** 2 + F.exp(c) ** 1.5]
+
+    compare(
+        formula,
+        [tv.tensor(a, requires_grad=True) for a in arrays],
+        [torch.tensor(a, requires_grad=True) for a in arrays],
+    )
+
+
+@pytest.mark.parametrize("form", ["none", "tanh"])
+def test_float32_gelu_agrees_over_its_whole_range(form):
+    x = np.linspace(-12, 12, 2001, dtype=np.float32)
+    ours, theirs = tv.tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
+    y, z = tv.ops.gelu(ours, approximate=form), PEER.gelu(theirs, approximate=form)
+    np.testing.assert_allclose(y.numpy(), z.detach().numpy(), rtol=1e-6, atol=1e-6)
+    y.sum().backward()
+    z.sum().backward()
+    np.testing.assert_allclose(ours.grad.numpy(), theirs.grad.numpy(), rtol=0, atol=5e-6)
+
+
+def test_third_derivatives_are_pytorchs():
+    x = np.array([0.3, -1.2, 0.8])
+    ours, theirs = tv.tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
+    y, z = tv.ops.softmax(tv.ops.gelu(ours)) * ours, torch.softmax(torch.nn.functional.gelu(theirs), -1) * theirs
+    for _ in range(3):
+        [y] = tv.grad((y * x).sum(), [ours], create_graph=True)
+        [z] = torch.autograd.grad((z * torch.tensor(x)).sum(), [theirs], create_graph=True)
+        np.testing.assert_allclose(y.numpy(), z.detach().numpy(), rtol=1e-10)
+    assert math.isfinite(float(y.sum()))
