@@ -1,5 +1,11 @@
 """What every test shares: a fixed seed, clean global state afterwards, and the devices that op tests run on."""
 
+import os
+
+# Before NumPy is imported, here and in the processes that tests start: the products in the tests are small, and BLAS
+# threads that wait for one another spin, which slows a busy machine tenfold.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import hypothesis
 import pytest
 

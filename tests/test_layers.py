@@ -260,7 +260,7 @@ def test_attention_dropout_drops_weights_and_not_outputs():
     tv.seed(3)
     y = layer(tv.tensor(x)).numpy()
     tv.seed(3)
-    weights = layer.attention(tv.tensor(x)).numpy() * (generator().random((3, 2, 5, 5), np.float32) >= 0.5) / 0.5
+    weights = layer.attention(tv.tensor(x)).numpy() * kept(0.5, 3, 2, 5, 5)
     values = layer.queries_keys_values(tv.tensor(x))[2].numpy()
     heads = (weights @ values).swapaxes(1, 2).reshape(3, 5, 8)
     np.testing.assert_allclose(y, heads @ arrays(layer)["proj.weight"].T + arrays(layer)["proj.bias"], **EXACT)
@@ -380,6 +380,11 @@ def test_linear_multiplies_rows_by_the_transposed_weight(bias):
 # ---------------------------------------------------------------------------------------------------- chance
 
 
+def kept(p, *shape):
+    """The factors of the generator's next choice of what to drop."""
+    return (generator().random(shape, np.float32) >= p) / (1 - p)
+
+
 @pytest.mark.parametrize("p", [0.0, 0.3])
 @pytest.mark.parametrize("kind", [Dropout, DropPath])
 def test_in_evaluation_and_at_probability_zero_nothing_is_dropped(kind, p):
@@ -420,6 +425,30 @@ def test_the_same_seed_drops_the_same_and_the_gradient_goes_where_the_value_went
         masks.append(y != 0)
     np.testing.assert_array_equal(masks[0], masks[1])
     assert (masks[0] != masks[2]).any()
+
+
+def test_attention_drops_its_output_and_feed_forward_its_hidden_layer_and_its_output():
+    x = random(3, 5, 8)
+    attention, feed_forward = filled(MultiHeadSelfAttention(8, 2, dropout=0.5)), filled(FeedForward(8, 6, dropout=0.5))
+    tv.seed(3)
+    dropped = [layer(tv.tensor(x)).numpy() for layer in (attention, feed_forward)]
+    tv.seed(3)
+    np.testing.assert_allclose(dropped[0], attention.eval()(tv.tensor(x)).numpy() * kept(0.5, 3, 5, 8), **EXACT)
+    p = arrays(feed_forward)
+    hidden = WITH_SLOPE["gelu"](x @ p["fc1.weight"].T + p["fc1.bias"])[0] * kept(0.5, 3, 5, 6)
+    expected = (hidden @ p["fc2.weight"].T + p["fc2.bias"]) * kept(0.5, 3, 5, 8)
+    np.testing.assert_allclose(dropped[1], expected, **EXACT)
+
+
+def test_an_encoder_layer_drops_the_path_of_each_branch_by_itself_and_never_the_residual():
+    layer, x = filled(EncoderLayer(8, 2, 12, drop_path=0.5)), random(20, 5, 8)
+    tv.seed(3)
+    y = layer(tv.tensor(x)).numpy()
+    tv.seed(3)
+    middle = x + layer.attn(layer.norm1(tv.tensor(x))).numpy() * kept(0.5, 20, 1, 1)
+    expected = middle + layer.mlp(layer.norm2(tv.tensor(middle))).numpy() * kept(0.5, 20, 1, 1)
+    np.testing.assert_allclose(y, expected, **EXACT)
+    assert (y == x).all(axis=(1, 2)).any()  # a sample that skipped both
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.0, 1.5, math.nan])

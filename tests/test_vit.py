@@ -125,6 +125,7 @@ def test_one_training_step_moves_every_parameter_as_adamw_says_and_lowers_the_lo
     model = filled(dtype=np.float32).to(device)
     images, labels = images_for(model), np.array([2, 0, 1])
     optimizer = AdamW(model.named_parameters(), lr=1e-3, weight_decay=0.1)
+    assert model.device == device
     loss = loss_of(model, images, labels)
     loss.backward()
     state, gradients = model.state_dict(), {name: p.grad.numpy() for name, p in model.named_parameters()}
@@ -327,6 +328,14 @@ def test_in_evaluation_nothing_is_dropped_and_in_training_each_kind_drops(kind):
         expected = plain(images).numpy()
         assert any((model.train()(images).numpy() != expected).any() for _ in range(5))
         np.testing.assert_array_equal(model.eval()(images).numpy(), expected)
+
+
+def test_dropout_acts_on_the_embeddings_too():
+    model = filled(dropout=0.5)
+    images = images_for(model)
+    with tv.no_grad():
+        factors = model.embed(images).numpy() / model.eval().embed(images).numpy()
+    np.testing.assert_allclose(np.unique(factors.round(12)), [0, 2])
 
 
 def test_a_fresh_model_finds_every_class_equally_likely():

@@ -81,10 +81,14 @@ class ViTConfig:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        if not isinstance(self.image_size, int):  # a list, when it comes from TOML
+        for name in ("patch_size", "channels", "num_classes", "dim", "depth", "num_heads", "register_tokens"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a whole number")
+        if isinstance(self.image_size, (list, tuple)):  # a list, when it comes from TOML
             object.__setattr__(self, "image_size", tuple(self.image_size))
-        if not isinstance(self.image_size, int) and len(self.image_size) != 2:
-            raise ValueError(f"image_size is {self.image_size}; it must be one number, or height and width")
+        sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+        if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+            raise ValueError(f"image_size is {self.image_size}; it must be a whole number, or height and width")
         sizes = {name: getattr(self, name) for name in ("patch_size", "channels", "num_classes", "dim", "num_heads")}
         for name, value in {**sizes, "image_size": min(self.height, self.width)}.items():
             if value < 1:

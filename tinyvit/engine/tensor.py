@@ -384,7 +384,7 @@ def grad(
     retain_graph: bool | None = None,
     create_graph: bool = False,
     allow_unused: bool = False,
-) -> list[Tensor | None]:
+) -> list[Any]:
     """Return the gradients of the outputs with respect to the inputs; no `.grad` is touched.
 
     Args:
@@ -396,7 +396,7 @@ def grad(
         allow_unused: give None for an input that the outputs do not depend on, instead of an error.
 
     Returns:
-        One Tensor an input, of its shape, dtype and device.
+        A list of one Tensor an input, of its shape, dtype and device (or None, see `allow_unused`).
 
     Raises:
         TapeError: an input is not on the tape or not used, or the graph was swept before.
@@ -418,7 +418,7 @@ def grad(
         places.setdefault(x.node, []).append(i)
     F = ops if create_graph else None
     retain_graph = create_graph if retain_graph is None else retain_graph
-    found: list[Tensor | None] = [None] * len(inputs)
+    found: list[Any] = [None] * len(inputs)
     with tape.recording(create_graph):
         seeds = [
             (y.node, _seed(y, g, create_graph))
@@ -429,9 +429,11 @@ def grad(
             result = g if isinstance(g, Tensor) else Tensor(g if owned else g.copy())
             for i in places[node]:
                 found[i] = result
-    if not allow_unused and None in [None if g is None else 0 for g in found]:
-        i = next(i for i, g in enumerate(found) if g is None)
-        raise TapeError(f"the outputs do not depend on input {i} of grad(); pass allow_unused=True to get None for it")
+    unused = [i for i, g in enumerate(found) if g is None]
+    if unused and not allow_unused:
+        raise TapeError(
+            f"the outputs do not depend on input {unused[0]} of grad(); pass allow_unused=True to get None for it"
+        )
     return found
 
 

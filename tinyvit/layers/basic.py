@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinyvit.engine import Tensor, ops
+from tinyvit.engine.ops.nn import probability
 from tinyvit.layers.module import Module, Parameter, xavier_uniform
 
 
@@ -60,7 +61,7 @@ class Dropout(Module):
     """Zero elements with probability p while training. Source: Srivastava et al. 2014."""
 
     def __init__(self, p: float):
-        self.p = p
+        self.p = probability(p)
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape; x itself when p is 0 or in evaluation."""
@@ -71,7 +72,7 @@ class DropPath(Module):
     """Skip a residual branch for whole samples with probability p while training. Source: Huang et al. 2016."""
 
     def __init__(self, p: float):
-        self.p = p
+        self.p = probability(p)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, …) → (B, …); x itself when p is 0 or in evaluation."""

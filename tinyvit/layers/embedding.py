@@ -16,11 +16,13 @@ def patches(images: Tensor, patch_size: int) -> Tensor:
     Source: the tutorial's Input Layer, I_patch = I[:, i·P:(i+1)·P, j·P:(j+1)·P], for all i and j at once.
 
     Raises:
-        ValueError: H or W is not a multiple of P.
+        ValueError: not four axes, or H or W is not a multiple of P.
 
     >>> patches(tensor(np.arange(16.0).reshape(1, 1, 4, 4)), 2).numpy()[0, 1]  # i = 0, j = 1
     array([2., 3., 6., 7.])
     """
+    if images.ndim != 4:
+        raise ValueError(f"images have the shape {images.shape}, not (B, C, H, W)")
     B, C, H, W = images.shape
     P = patch_size
     if H % P or W % P:
@@ -100,7 +102,10 @@ class PositionalEncoding(Module):
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, prefix + N, D) of an image with this grid of patches → the same with positions added."""
-        return tokens + (self.table if grid == self.grid else self.resampled(grid))
+        table = self.table if grid == self.grid else self.resampled(grid)
+        if tokens.shape[-2:] != table.shape[-2:]:
+            raise ValueError(f"tokens of shape {tokens.shape} do not fit positions of shape {table.shape}")
+        return tokens + table
 
     def resampled(self, grid: tuple[int, int]) -> Tensor:
         """Return the table for another grid: (1, prefix + N′, D)."""

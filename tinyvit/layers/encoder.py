@@ -41,7 +41,7 @@ class MultiHeadSelfAttention(Module):
         attention_dropout: float = 0.0,
         rng: np.random.Generator | None = None,
     ):
-        if dim % num_heads:
+        if num_heads < 1 or dim % num_heads:
             raise ValueError(
                 f"{num_heads} heads cannot share a width of {dim}: the width must be a multiple of the heads"
             )

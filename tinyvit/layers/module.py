@@ -9,6 +9,7 @@ import numpy as np
 
 from tinyvit.engine import Tensor, random
 from tinyvit.engine.backend import Array, namespace_on, to_device
+from tinyvit.engine.tensor import plain
 
 
 class Parameter(Tensor):
@@ -133,16 +134,21 @@ class Module:
         own = dict(self.named_parameters())
         problems = [f"missing {name}" for name in own if name not in state]
         problems += [f"unexpected {name}" for name in state if name not in own]
-        problems += [
-            f"{name} has shape {tuple(state[name].shape)} instead of {p.shape}"
-            for name, p in own.items()
-            if name in state and tuple(state[name].shape) != p.shape
-        ]
+        new = {}
+        for name in own.keys() & state.keys():
+            p, value = own[name], plain(state[name])
+            try:
+                new[name] = to_device(value if hasattr(value, "dtype") else np.asarray(value), p.device).astype(p.dtype)
+            except (TypeError, ValueError):
+                problems.append(f"{name} is no array of numbers")
+                continue
+            if new[name].shape != p.shape:
+                problems.append(f"{name} has shape {new[name].shape} instead of {p.shape}")
         if problems:
             shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
             raise ValueError(f"these weights do not fit {type(self).__name__}: {shown}")
         for name, p in own.items():
-            p.data[...] = to_device(state[name], p.device)
+            p.data[...] = new[name]
             p.bump_version()
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ from tinyvit.training.evaluation import evaluate, predict, top_k
 from tinyvit.training.optim import SGD, Adam, AdamW, Optimizer, clip_grad_norm
 from tinyvit.training.run import Run, TrainedModel, load_trained
 from tinyvit.training.schedules import constant, cosine, step_decay
+from tinyvit.training.threads import blas_threads
 from tinyvit.training.trainer import Interrupted, NonFiniteLossError, Trainer
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "TrainedModel",
     "Trainer",
     "TrainingConfig",
+    "blas_threads",
     "clip_grad_norm",
     "constant",
     "cosine",

@@ -68,7 +68,7 @@ class TrainingConfig:
         checkpoint_epochs: epochs between checkpoints; the newest two are kept.
     """
 
-    epochs: int = 150
+    epochs: int = 100
     optimizer: str = "adamw"
     lr: float = 4e-3
     weight_decay: float = 0.05

@@ -33,6 +33,7 @@ from tinyvit.training.config import Config, ConfigError, DataConfig, TrainingCon
 from tinyvit.training.ema import EMA
 from tinyvit.training.optim import OPTIMIZERS, Optimizer
 from tinyvit.training.schedules import Schedule, constant, cosine, step_decay
+from tinyvit.training.threads import blas_threads, threads_for
 from tinyvit.training.trainer import Interrupted, Record, Trainer
 from tinyvit.vit import ViT, ViTConfig
 
@@ -102,16 +103,17 @@ class Run:
             if on_record:
                 on_record(record)
 
-        try:
-            for record in self.trainer.run(on_step):
-                log(record)
-                if self.trainer.epoch % self.config.training.checkpoint_epochs == 0:
-                    self.checkpoint()
-        except Interrupted:
+        with blas_threads(threads_for(self.config.model, self.config.data.batch_size)):
+            try:
+                for record in self.trainer.run(on_step):
+                    log(record)
+                    if self.trainer.epoch % self.config.training.checkpoint_epochs == 0:
+                        self.checkpoint()
+            except Interrupted:
+                self.checkpoint()
+                raise
             self.checkpoint()
-            raise
-        self.checkpoint()
-        return self._finish(log)
+            return self._finish(log)
 
     def checkpoint(self) -> Path:
         """Write a checkpoint of this moment, and let go of old ones."""

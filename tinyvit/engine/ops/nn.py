@@ -307,8 +307,17 @@ def drop_path(x: Any, p: float = 0.1, rng: np.random.Generator | None = None) ->
 
 def _survivors(x: Any, shape: tuple[int, ...], p: float, rng: np.random.Generator | None) -> Any:
     """1/(1 − p) where something survives, else 0; drawn on the host, so that every device drops the same."""
-    if not 0 <= p < 1:
-        raise ValueError(f"dropout: the probability {p} is not in [0, 1)")
-    kept = (rng or random.generator()).random(shape, dtype=np.float32) >= p
+    kept = (rng or random.generator()).random(shape, dtype=np.float32) >= probability(p)
     data = plain(x)
     return namespace_of(data).asarray(kept.astype(data.dtype) / data.dtype.type(1 - p))
+
+
+def probability(p: float) -> float:
+    """Return p if it is a probability that something is dropped: in [0, 1).
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout: the probability {p} is not in [0, 1)")
+    return p

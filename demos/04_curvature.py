@@ -1,0 +1,56 @@
+"""Second derivatives: a Hessian-vector product of a whole ViT, and a Newton step on a function of two numbers.
+
+python demos/04_curvature.py
+"""
+
+import numpy as np
+
+import tinyvit as tv
+
+
+def newton() -> None:
+    """Rosenbrock's valley, whose minimum is at (1, 1): a Newton step solves H · d = −g."""
+    place = np.array([-1.2, 1.0])
+    for _ in range(6):
+        x = tv.tensor(place, requires_grad=True)
+        f = (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
+        [g] = tv.grad(f, [x], create_graph=True)
+        rows = [tv.grad(g[i], [x], retain_graph=True)[0].numpy() for i in range(2)]
+        place = place - np.linalg.solve(np.stack(rows), g.numpy())
+    print(f"six Newton steps from (-1.2, 1) end at ({place[0]:.6f}, {place[1]:.6f})")
+    assert np.allclose(place, 1)
+
+
+def hessian_vector_product() -> None:
+    """H·v of a ViT's loss by the tape, beside the difference of two gradients."""
+    rng = np.random.default_rng(0)
+    config = tv.ViTConfig(image_size=8, patch_size=4, channels=1, num_classes=10, dim=16, depth=2, num_heads=2)
+    model = tv.ViT(config, rng)
+    model.to(dtype=np.float64)
+    parameters = list(model.parameters())
+    for p in parameters:
+        p.data += 0.1 * rng.standard_normal(p.shape)
+    direction = [rng.standard_normal(p.shape) for p in parameters]
+    images, labels = rng.standard_normal((4, 1, 8, 8)), rng.integers(0, 10, 4)
+
+    def gradient(create_graph: bool = False) -> list[tv.Tensor]:
+        return tv.grad(tv.ops.cross_entropy(model(images), labels), parameters, create_graph=create_graph)
+
+    along = sum((g * v).sum() for g, v in zip(gradient(create_graph=True), direction, strict=True))
+    product = tv.grad(along, parameters)
+
+    eps, shifted = 1e-5, []
+    for sign in (1, -2):
+        for p, v in zip(parameters, direction, strict=True):
+            p.data += sign * eps * v
+        shifted.append([g.numpy() for g in gradient()])
+    above, below = shifted
+    largest = max(np.abs(h.numpy()).max() for h in product)
+    error = max(np.abs(h.numpy() - (a - b) / (2 * eps)).max() for h, a, b in zip(product, above, below, strict=True))
+    print(f"Hessian-vector product of {model.num_parameters:,} parameters: {error / largest:.1e} from differences")
+    assert error < 1e-6 * largest
+
+
+if __name__ == "__main__":
+    newton()
+    hessian_vector_product()
