@@ -336,12 +336,19 @@ for shape in [(3,), (2, 3), (2, 2, 3), (0, 3)]:
     sample("layer_norm", shape, (3,), (3,))
 sample("layer_norm", (2, 4), (4,), (4,), eps=0.5)
 sample("layer_norm", (4,), f=lambda F, x: F.layer_norm(x, x, x), case="an argument given thrice")
+sample("layer_norm", (4,), f=lambda F, x: F.layer_norm(F.sin(x), x, x * x), case="arguments made of one another")
 for q, k, v in [
     ((2, 3), (3, 3), (3, 2)), ((2, 1, 2), (2, 2, 2), (2, 2, 3)), ((2, 1, 2, 2), (2, 1, 2, 2), (2, 1, 2, 2)),
     ((2, 2, 2), (3, 2), (1, 3, 2)), ((0, 2, 2), (0, 2, 2), (0, 2, 2)),
 ]:  # fmt: skip
     sample("scaled_dot_product_attention", q, k, v)
 sample("scaled_dot_product_attention", (2, 2), (3, 2), (3, 1), scale=1.5)
+sample(
+    "scaled_dot_product_attention",
+    (3, 2),
+    case="arguments made of one another",
+    f=lambda F, x: F.scaled_dot_product_attention(x, F.tanh(x), x * x),
+)
 sample("scaled_dot_product_attention", (3, 2), (3, 2), case="q is k",
        f=lambda F, q, v: F.scaled_dot_product_attention(q, q, v))  # fmt: skip
 sample("scaled_dot_product_attention", (3, 2), case="q is k is v",

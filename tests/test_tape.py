@@ -600,6 +600,9 @@ def test_the_starting_gradient_is_checked_and_cast():
     assert x.grad.tolist() == [4.0, 6.0]
     (x * 2)[:1].backward()  # one element is a single number, whatever its shape
     assert x.grad.tolist() == [6.0, 6.0]
+    x.grad = None
+    x.backward(constant([1.0, 1.0], np.float64))
+    assert x.grad.dtype == np.float32
 
 
 # --------------------------------------------------------------------------------------------- higher derivatives

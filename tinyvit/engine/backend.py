@@ -149,7 +149,10 @@ _default: Namespace | None = None
 def default_namespace() -> Namespace:
     """Return the namespace of new tensors: `use_backend`'s, else TINYVIT_BACKEND's, else NumPy."""
     if _default is None:
-        use_backend(os.environ.get("TINYVIT_BACKEND", "numpy"))
+        try:
+            use_backend(os.environ.get("TINYVIT_BACKEND", "numpy"))
+        except BackendError as error:
+            raise BackendError(f"the environment variable TINYVIT_BACKEND: {error}") from error
     assert _default is not None
     return _default
 

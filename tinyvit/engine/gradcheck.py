@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyvit.engine.tape import no_grad
+from tinyvit.engine.tape import enable_grad, no_grad
 from tinyvit.engine.tensor import Tensor, grad, tensor
 
 
@@ -48,9 +48,7 @@ def gradcheck(
     >>> tv.gradcheck(tv.ops.log, [x])
     """
     inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    checked = [i for i, x in enumerate(inputs) if x.requires_grad]
-    if not checked:
-        raise TypeError("gradcheck: no input has requires_grad=True")
+    checked = _active(inputs)
     if wrong := [i for i in checked if inputs[i].dtype != np.float64]:
         raise TypeError(f"gradcheck: input {wrong[0]} is {inputs[wrong[0]].dtype}; differences need float64")
     outputs = _several(f(*inputs))
@@ -66,7 +64,7 @@ def gradcheck(
     for i, gradient in zip(checked, analytic, strict=True):
         numeric = _central_differences(along_cotangents, inputs[i], eps)
         given = np.zeros_like(numeric) if gradient is None else gradient.numpy()
-        _compare(getattr(f, "name", getattr(f, "__name__", "f")), i, given, numeric, rtol, atol)
+        _compare(_name(f), i, given, numeric, rtol, atol)
 
 
 def gradgradcheck(f: Callable[..., Any], inputs: Tensor | Sequence[Tensor], **settings: Any) -> None:
@@ -79,29 +77,35 @@ def gradgradcheck(f: Callable[..., Any], inputs: Tensor | Sequence[Tensor], **se
     >>> tv.gradgradcheck(tv.ops.log, [x])
     """
     inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    active = [i for i, x in enumerate(inputs) if x.requires_grad]
-    outputs = _several(f(*inputs))
+    active = _active(inputs)
     rng = np.random.default_rng(settings.get("seed", 0) + 1)
-    cotangents = [tensor(rng.standard_normal(y.shape), device=y.device, requires_grad=True) for y in outputs]
+    cotangents = [
+        tensor(rng.standard_normal(y.shape), device=y.device, requires_grad=True) for y in _several(f(*inputs))
+    ]
 
-    def gradient_of_f(*arguments: Tensor) -> list[Tensor]:
+    def gradient(*arguments: Tensor, recorded: bool = True) -> list[Tensor]:
         primals, vs = arguments[: len(inputs)], arguments[len(inputs) :]
-        found = grad(
-            _several(f(*primals)),
-            [primals[i] for i in active],
-            list(vs),
-            create_graph=True,
-            allow_unused=True,
-        )
-        return [g for g in found if g is not None and g.requires_grad]
-
-    def recorded(*arguments: Tensor) -> list[Tensor]:
-        from tinyvit.engine.tape import enable_grad
-
         with enable_grad():
-            return gradient_of_f(*arguments)
+            outputs = _several(f(*primals))
+        found = grad(outputs, [primals[i] for i in active], list(vs), create_graph=recorded, allow_unused=True)
+        return [g for g in found if g is not None]
 
-    gradcheck(recorded, [*inputs, *cotangents], **settings)
+    gradient.__name__ = f"the gradient of {_name(f)}"
+    ordinary, recorded = gradient(*inputs, *cotangents, recorded=False), gradient(*inputs, *cotangents)
+    for i, g, h in zip(active, ordinary, recorded, strict=False):  # a fused op's own rule, and its twin's
+        _compare(f"{_name(f)}, an ordinary sweep beside a recorded one", i, g.numpy(), h.numpy(), 1e-8, 1e-10)
+    gradcheck(gradient, [*inputs, *cotangents], **settings)
+
+
+def _active(inputs: Sequence[Tensor]) -> list[int]:
+    active = [i for i, x in enumerate(inputs) if x.requires_grad]
+    if not active:
+        raise TypeError("gradcheck: no input has requires_grad=True")
+    return active
+
+
+def _name(f: Callable[..., Any]) -> str:
+    return str(getattr(f, "name", getattr(f, "__name__", "f")))
 
 
 def _several(outputs: Any) -> list[Tensor]:
@@ -113,11 +117,13 @@ def _central_differences(value: Callable[[], float], x: Tensor, eps: float) -> n
     slopes = np.empty(x.shape)
     for index in np.ndindex(*x.shape):
         here = float(x.data[index])
-        x.data[index] = here + eps
-        above = value()
-        x.data[index] = here - eps
-        below = value()
-        x.data[index] = here
+        try:
+            x.data[index] = here + eps
+            above = value()
+            x.data[index] = here - eps
+            below = value()
+        finally:
+            x.data[index] = here
         slopes[index] = (above - below) / (2 * eps)
     return slopes
 

@@ -23,11 +23,14 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, overload
 
+import numpy as np
+
 from tinyvit.engine.backend import Namespace, namespace_of
 from tinyvit.engine.tape import Node, Part, TapeError, mode, recording, sweep
 from tinyvit.engine.tensor import Tensor
 
 Rule = Callable[..., Any]
+_RESERVED = {"y", "residue", "inputs", "shapes"}  # what a rule can ask for beside arguments
 
 
 class Primitive:
@@ -38,6 +41,10 @@ class Primitive:
         parameters = list(inspect.signature(forward).parameters.values())[1:]  # all but xp
         self.__signature__ = inspect.Signature(parameters)
         self.name = forward.__name__.strip("_")
+        if reserved := {p.name for p in parameters} & _RESERVED:
+            raise TypeError(
+                f"`{self.name}` has an argument {sorted(reserved)[0]!r}, a name that means something to rules"
+            )
         self.forward = forward
         self.twin = twin
         self.variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
@@ -66,7 +73,7 @@ class Primitive:
 
     def _asked_for(self, rule: Rule) -> tuple[str, ...]:
         names = tuple(inspect.signature(rule).parameters)[2:]  # all but F and gy
-        known = {"y", "residue", "inputs", *self.names, *(f"{name}_shape" for name in self.names)}
+        known = {*_RESERVED, *self.names, *(f"{name}_shape" for name in self.names)}
         if not known.issuperset(names):
             raise TypeError(f"a rule of `{self.name}` asks for {sorted(set(names) - known)}; there is {sorted(known)}")
         self.has_residue |= "residue" in names
@@ -114,8 +121,8 @@ class Primitive:
     def _wrap(self, xp: Namespace, y: Any, arguments: Sequence[Any]) -> Any:
         if isinstance(y, (tuple, list)):
             return tuple(self._wrap(xp, part, arguments) for part in y)
-        y = xp.asarray(y)
-        return Tensor(y, version=_shared_version(y, arguments))
+        y = _not_a_scalar(xp, y)
+        return Tensor(y, version=_shared_version(xp, y, arguments))
 
     def _record(
         self,
@@ -128,30 +135,36 @@ class Primitive:
     ) -> Any:
         several = isinstance(y, (tuple, list))
         if not several:
-            y = xp.asarray(y)
+            y = _not_a_scalar(xp, y)
             if y.dtype.kind not in "fc":
                 return Tensor(y)  # integers and bools are steps: their gradient is zero wherever it exists
-        node = Node(self, parents, [part.shape for part in y] if several else y.shape, None if several else y.dtype)
-        self._save(node, y, residue, arguments, arrays)
-        if not several:
-            return Tensor(y, node, _shared_version(y, arguments))
-        return tuple(
-            Tensor(part, Part(node, i, part.shape, part.dtype), _shared_version(part, arguments))
-            for i, part in enumerate(y)
-        )
+        if several:
+            node = Node(self, parents, [part.shape for part in y], None)
+            self._save(node, y, residue, arguments, arrays, [0])
+            return tuple(
+                Tensor(part, Part(node, i, part.shape, part.dtype), _shared_version(xp, part, arguments))
+                for i, part in enumerate(y)
+            )
+        node = Node(self, parents, y.shape, y.dtype)
+        result = Tensor(y, node, _shared_version(xp, y, arguments))
+        self._save(node, y, residue, arguments, arrays, result.version)
+        return result
 
-    def _save(self, node: Node, y: Any, residue: Any, arguments: Any, arrays: Any) -> None:
+    def _save(self, node: Node, y: Any, residue: Any, arguments: Any, arrays: Any, version: list[int]) -> None:
         """Keep what the rules of the arguments that need a gradient have named, and nothing else."""
         saved: dict[str, Any] = {}
         stamps = []
         for name in self._needed(tuple(parent is not None for parent in node.parents)):
             if name == "y":
                 saved[name] = y
+                stamps.append((name, version, version[0]))
             elif name == "residue":
                 saved[name] = residue
             elif name == "inputs":
                 saved[name] = tuple(arrays[: len(arrays) - len(self.names)])
                 stamps += [(f"{i}", a.version, a.version[0]) for i, a in enumerate(arguments) if isinstance(a, Tensor)]
+            elif name == "shapes":
+                saved[name] = [array.shape for array in arrays[: len(arrays) - len(self.names)]]
             elif name in self.names:
                 i = self._position(name, arrays)
                 saved[name] = arrays[i]
@@ -179,6 +192,8 @@ class Primitive:
         return plan
 
     def _rule_at(self, i: int) -> tuple[Rule, tuple[str, ...]]:
+        if self.variadic:
+            raise TapeError(f"`{self.name}` has no backward rule: declare one with @{self.name}.gradient")
         if self.names[i] not in self.rules:
             raise TapeError(
                 f"`{self.name}` has no backward rule for its argument '{self.names[i]}': "
@@ -192,8 +207,9 @@ class Primitive:
         """The gradients of the arguments whose nodes are wanted, from the gradient gy of the result."""
         for name, version, then in node.stamps:
             if version[0] != then:
+                what = "its result" if name == "y" else f"its argument '{name}'"
                 raise TapeError(
-                    f"`{self.name}` saved its argument '{name}' for the backward sweep, and it was overwritten since "
+                    f"`{self.name}` saved {what} for the backward sweep, and it was overwritten since "
                     "(by item assignment or an optimizer step): overwrite a copy, or sweep first"
                 )
         if isinstance(gy, list):
@@ -208,6 +224,12 @@ class Primitive:
         if self.joint:
             rule, names = self.joint
             gradients = rule(F, gy, *[values[name] for name in names])
+            last = max(i for i, parent in enumerate(node.parents) if parent in wanted)
+            if not isinstance(gradients, (tuple, list)) or len(gradients) <= last:
+                given = len(gradients) if isinstance(gradients, (tuple, list)) else type(gradients).__name__
+                raise TapeError(
+                    f"the rule of `{self.name}` must give a tuple of {last + 1} or more gradients, not {given}"
+                )
             pairs = zip(node.parents, gradients, strict=False)
             return [(parent, g) for parent, g in pairs if parent in wanted and g is not None]
         pulled = []
@@ -253,22 +275,29 @@ class Primitive:
         parent_of = {
             a.node: parent for a, parent in zip(arguments, node.parents, strict=True) if parent in wanted
         }  # an alias stands for one argument alone, also where the same Tensor was given twice
-        swept = sweep([(y.node, gy)], set(parent_of), F=F, retain_graph=True)
+        seeds = zip(y, gy, strict=True) if isinstance(y, (tuple, list)) else [(y, gy)]
+        swept = sweep([(part.node, g) for part, g in seeds], set(parent_of), F=F, retain_graph=True)
         return [(parent_of[a], gradient) for a, gradient, _ in swept]
 
     def __repr__(self) -> str:
         return f"<primitive {self.name}{self.__signature__}>"
 
 
+def _not_a_scalar(xp: Namespace, y: Any) -> Any:
+    """What NumPy gives for a single number is no array; a Tensor's data always is."""
+    return xp.asarray(y) if isinstance(y, (np.generic, int, float)) else y
+
+
 def _on_tape(value: Any, parent: Node | None) -> Any:
     return Tensor(value, parent) if hasattr(value, "dtype") else value
 
 
-def _shared_version(y: Any, arguments: Sequence[Any]) -> list[int] | None:
+def _shared_version(xp: Namespace, y: Any, arguments: Sequence[Any]) -> list[int] | None:
     """A view is overwritten when what it looks at is, so it shares the version of the Tensor it came from."""
     if y.base is None:
         return None
-    return next((a.version for a in arguments if isinstance(a, Tensor)), None)
+    tensors = (a for a in arguments if isinstance(a, Tensor))
+    return next((a.version for a in tensors if xp.may_share_memory(y, a.data)), None)
 
 
 @overload

@@ -167,12 +167,16 @@ def sweep(
             yield node, gy, owned
         if isinstance(node, Part):
             pending.add_part(node.parents[0], node.place, gy)
-        elif node.parents:
+        elif not any(parent in wanted for parent in node.parents):
+            continue
+        else:
             pulled = node.op.pull_back(node, gy, wanted, F)
+            given = [gy, *(node.saved or {}).values(), *(gradient for _, gradient in pulled)]
             for parent, gradient in pulled:
                 settled = settle(node, parent, gradient, F)
-                pending.add(parent, settled, fresh=_is_fresh(settled, gradient, gy, pulled))
-            del pulled
+                fresh = isinstance(parent, Leaf) and (settled is not gradient or _is_alone(gradient, given))
+                pending.add(parent, settled, fresh=fresh and getattr(settled, "base", None) is None)
+            del pulled, given
         if not retain_graph:
             node.free()
 
@@ -208,7 +212,8 @@ class _Pending:
     """The gradients that have arrived so far, one a node.
 
     The first to arrive is kept by reference, the second allocates the sum, later ones are added to it in place
-    (unless the sweep itself is recorded, where nothing may be written to).
+    (unless the sweep itself is recorded, where nothing may be written to). A first one is owned if it is fresh: made
+    by a rule for a leaf, and seen by nobody else.
     """
 
     def __init__(self, in_place: bool):
@@ -242,6 +247,8 @@ class _Pending:
 
 def settle(node: Node, parent: Node, gradient: Any, F: Any) -> Any:
     """Give a gradient the shape and dtype of the value it belongs to: the adjoint of broadcasting and promotion."""
+    if not hasattr(gradient, "shape"):
+        raise TapeError(f"a backward rule of `{node.op.name}` gave {gradient!r}, which is no array")
     if gradient.shape != parent.shape:
         gradient = unbroadcast(F or namespace_of(gradient), gradient, parent.shape, node.op.name)
     if gradient.dtype != parent.dtype:
@@ -265,8 +272,7 @@ def unbroadcast(F: Any, gradient: Any, shape: tuple[int, ...], name: str = "the 
     return F.reshape(F.sum(gradient, axis=axes), shape)
 
 
-def _is_fresh(settled: Any, gradient: Any, gy: Any, pulled: list[tuple[Node, Any]]) -> bool:
-    """Whether this array was made for this gradient alone: not gy handed on, not a view, not given twice."""
-    if settled is gradient and (gradient is gy or sum(other is gradient for _, other in pulled) > 1):
-        return False
-    return getattr(settled, "base", None) is None
+def _is_alone(gradient: Any, given: list[Any]) -> bool:
+    """Whether a rule made this array for one gradient only: it is neither gy, nor saved, nor given for another one."""
+    flat = [x for value in given for x in (value if isinstance(value, (tuple, list)) else (value,))]
+    return sum(x is gradient or getattr(x, "base", None) is gradient for x in flat) == 1

@@ -259,6 +259,8 @@ class Tensor:
                 "item assignment would change a value that the tape needs: choose values with ops.where, "
                 "assign to a copy (tv.tensor(x)), or, for a leaf, assign inside `with tv.no_grad():`"
             )
+        if isinstance(value, Tensor) and value.requires_grad and tape.mode.recording:
+            raise TapeError("item assignment would lose the gradient of the value: use ops.where, or value.detach()")
         self.data[plain(index)] = plain(value)
         self.bump_version()
 
@@ -368,9 +370,11 @@ def tensor(data: Any, dtype: Any = None, device: str | None = None, requires_gra
         array = to_device(data, device) if device else data
         array = namespace_of(array).array(array, dtype=dtype)
     else:
-        if dtype is None:
-            dtype = bool if np.asarray(data).dtype == bool else np.float32
-        array = (namespace_on(device) if device else default_namespace()).asarray(np.array(data, dtype=dtype))
+        host = np.asarray(data)
+        if host.dtype.kind not in "fiub":
+            raise TypeError(f"a Tensor holds numbers, not {data!r}")
+        host = host.astype(dtype or (bool if host.dtype == bool else np.float32))
+        array = (namespace_on(device) if device else default_namespace()).asarray(host)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"a Tensor holds floating-point numbers, integers or bools, not {array.dtype}")
     return Tensor(array, _leaf(array) if requires_grad else None)
@@ -466,8 +470,11 @@ def _accumulate(leaf: Any, gradient: Any, owned: bool) -> None:
         leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
     elif leaf.grad is None:
         leaf.grad = Tensor(gradient if owned else gradient.copy())
-    else:
+    elif leaf.grad.node is None:
         leaf.grad.data += gradient
+        leaf.grad.bump_version()
+    else:  # the gradient of a recorded sweep, which the tape may need as it is
+        leaf.grad = Tensor(leaf.grad.data + gradient)
 
 
 def plain(value: Any) -> Any:

@@ -53,6 +53,6 @@ def _index(x: Any, index: Any) -> tuple[Any, ...]:
         part = plain(part)
         if isinstance(part, (list, tuple)):
             part = np.asarray(part, dtype=None if part else int)
-        return xp.asarray(part) if isinstance(part, np.ndarray) else part
+        return xp.array(part) if hasattr(part, "ndim") else part  # a copy: the tape keeps it
 
     return tuple(map(as_part, index if isinstance(index, tuple) else (index,)))

@@ -111,9 +111,9 @@ def _concatenate(xp, *arrays, axis=0):
 
 
 @_concatenate.gradient
-def _concatenate_rule(F, gy, inputs, axis):
+def _concatenate_rule(F, gy, shapes, axis):
     """Each input gets its stretch of the gradient."""
-    ends = list(itertools.accumulate(x.shape[axis] for x in inputs))
+    ends = list(itertools.accumulate(shape[axis] for shape in shapes))
     return F.split(gy, ends[:-1], axis=axis)
 
 
