@@ -124,27 +124,17 @@ class Primitive:
         y = _not_a_scalar(xp, y)
         return Tensor(y, version=_shared_version(xp, y, arguments))
 
-    def _record(
-        self,
-        xp: Namespace,
-        y: Any,
-        residue: Any,
-        arguments: Any,
-        arrays: Any,
-        parents: tuple[Node | None, ...],
-    ) -> Any:
-        several = isinstance(y, (tuple, list))
-        if not several:
-            y = _not_a_scalar(xp, y)
-            if y.dtype.kind not in "fc":
-                return Tensor(y)  # integers and bools are steps: their gradient is zero wherever it exists
-        if several:
+    def _record(self, xp: Namespace, y: Any, residue: Any, arguments: Any, arrays: Any, parents: Any) -> Any:
+        if isinstance(y, (tuple, list)):
             node = Node(self, parents, [part.shape for part in y], None)
             self._save(node, y, residue, arguments, arrays, [0])
             return tuple(
                 Tensor(part, Part(node, i, part.shape, part.dtype), _shared_version(xp, part, arguments))
                 for i, part in enumerate(y)
             )
+        y = _not_a_scalar(xp, y)
+        if y.dtype.kind not in "fc":
+            return Tensor(y)  # integers and bools are steps: their gradient is zero wherever it exists
         node = Node(self, parents, y.shape, y.dtype)
         result = Tensor(y, node, _shared_version(xp, y, arguments))
         self._save(node, y, residue, arguments, arrays, result.version)
@@ -205,13 +195,7 @@ class Primitive:
 
     def pull_back(self, node: Node, gy: Any, wanted: set[Node], F: Any) -> list[tuple[Node, Any]]:
         """The gradients of the arguments whose nodes are wanted, from the gradient gy of the result."""
-        for name, version, then in node.stamps:
-            if version[0] != then:
-                what = "its result" if name == "y" else f"its argument '{name}'"
-                raise TapeError(
-                    f"`{self.name}` saved {what} for the backward sweep, and it was overwritten since "
-                    "(by item assignment or an optimizer step): overwrite a copy, or sweep first"
-                )
+        self._check_unwritten(node)
         if isinstance(gy, list):
             gy = self._fill(gy, node.shape, F)
         if F is not None and self.twin:
@@ -221,23 +205,32 @@ class Primitive:
             F = namespace_of(gy[0] if isinstance(gy, list) else gy)
         else:
             values = self._as_tensors(node, values)
+        places = [(i, parent) for i, parent in enumerate(node.parents) if parent is not None and parent in wanted]
         if self.joint:
             rule, names = self.joint
             gradients = rule(F, gy, *[values[name] for name in names])
-            last = max(i for i, parent in enumerate(node.parents) if parent in wanted)
-            if not isinstance(gradients, (tuple, list)) or len(gradients) <= last:
-                given = len(gradients) if isinstance(gradients, (tuple, list)) else type(gradients).__name__
-                raise TapeError(
-                    f"the rule of `{self.name}` must give a tuple of {last + 1} or more gradients, not {given}"
-                )
-            pairs = zip(node.parents, gradients, strict=False)
-            return [(parent, g) for parent, g in pairs if parent in wanted and g is not None]
+            self._check_joint(gradients, places[-1][0] + 1)
+            return [(parent, gradients[i]) for i, parent in places if gradients[i] is not None]
         pulled = []
-        for i, parent in enumerate(node.parents):
-            if parent in wanted:
-                rule, names = self._rule_at(i)
-                pulled.append((parent, rule(F, gy, *[values[name] for name in names])))
+        for i, parent in places:
+            rule, names = self._rule_at(i)
+            pulled.append((parent, rule(F, gy, *[values[name] for name in names])))
         return pulled
+
+    def _check_unwritten(self, node: Node) -> None:
+        for name, version, then in node.stamps:
+            if version[0] != then:
+                what = "its result" if name == "y" else f"its argument '{name}'"
+                raise TapeError(
+                    f"`{self.name}` saved {what} for the backward sweep, and it was overwritten since "
+                    "(by item assignment or an optimizer step): overwrite a copy, or sweep first"
+                )
+
+    def _check_joint(self, gradients: Any, least: int) -> None:
+        given = len(gradients) if isinstance(gradients, (tuple, list)) else -1
+        if given < least:
+            what = f"a tuple of {given}" if given >= 0 else type(gradients).__name__
+            raise TapeError(f"the rule of `{self.name}` must give a tuple of {least} or more gradients, not {what}")
 
     def _fill(self, gradients: list[Any], shapes: Any, F: Any) -> list[Any]:
         """Zeros where a part of the result was never used."""
