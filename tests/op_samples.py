@@ -372,6 +372,6 @@ for op in ["dropout", "drop_path"]:
 
 # What steps, compares or counts: a number of results with no slope
 NOT_DIFFERENTIABLE = {
-    "argmax", "equal", "greater", "greater_equal", "isfinite", "less", "less_equal", "logical_and", "logical_not",
-    "logical_or", "not_equal",
+    "argmax", "equal", "greater", "greater_equal", "isfinite", "less", "less_equal", "bitwise_and", "invert",
+    "bitwise_or", "not_equal",
 }  # fmt: skip

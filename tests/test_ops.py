@@ -217,11 +217,14 @@ NUMBERS, OTHERS = np.array([[1.0, -2.0, 3.0], [0.0, 5.0, 5.0]]), np.array([1.0, 
 @pytest.mark.parametrize("name", sorted(NOT_DIFFERENTIABLE))
 def test_steps_and_counts_equal_numpys_and_carry_no_gradient(name, device):
     function = getattr(np, name)
-    arguments = [NUMBERS, OTHERS][: 1 if name in ("argmax", "isfinite", "logical_not") else 2]
-    y = getattr(ops, name)(*(leaf(a, device) for a in arguments))
-    assert not y.requires_grad
-    assert y.dtype == function(*arguments).dtype
-    np.testing.assert_array_equal(y.numpy(), function(*arguments))
+    arguments = [NUMBERS, OTHERS][: 1 if name in ("argmax", "isfinite", "invert") else 2]
+    bits = name in ("bitwise_and", "bitwise_or", "invert")
+    for kind in (bool, np.int64) if bits else (np.float64,):
+        arrays = [a.astype(kind) for a in arguments]
+        y = getattr(ops, name)(*(tv.tensor(a, device=device, requires_grad=not bits) for a in arrays))
+        assert not y.requires_grad
+        assert y.dtype == function(*arrays).dtype
+        np.testing.assert_array_equal(y.numpy(), function(*arrays))
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1, -1])
@@ -255,6 +258,7 @@ def test_isfinite_tells_nan_and_infinities_apart_from_numbers():
         (lambda x: ops.power(x, 0), [0.0, 2.0], [0, 0]),
         (lambda x: ops.power(x, 1), [0.0, 2.0], [1, 1]),
         (lambda x: ops.power(x, 2), [0.0, -3.0], [0, -6]),
+        (lambda x: ops.power(0.0, x), [1.0, 2.0], [0, 0]),
     ],
 )
 def test_at_kinks_the_slope_is_the_one_the_rule_states(f, x, expected, device):

@@ -52,6 +52,8 @@ def gradcheck(
     if wrong := [i for i in checked if inputs[i].dtype != np.float64]:
         raise TypeError(f"gradcheck: input {wrong[0]} is {inputs[wrong[0]].dtype}; differences need float64")
     outputs = _several(f(*inputs))
+    if not any(y.dtype.kind == "f" for y in outputs):
+        raise TypeError(f"gradcheck: {_name(f)} gives {outputs[0].dtype}, which has no slope to check")
     rng = np.random.default_rng(seed)
     cotangents = [tensor(rng.standard_normal(y.shape), dtype=y.dtype, device=y.device) for y in outputs]
     analytic = grad(outputs, [inputs[i] for i in checked], cotangents, allow_unused=True)

@@ -14,7 +14,14 @@ from tinyvit.engine.tape import Leaf, Node, TapeError
 
 def _operator(name: str) -> tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]]:
     """The methods of an operator: tensor ∘ other, and other ∘ tensor."""
-    return (lambda self, other: getattr(ops, name)(self, other)), (lambda self, other: getattr(ops, name)(other, self))
+
+    def forward(self: Tensor, other: Any) -> Any:
+        return getattr(ops, name)(self, self._operand(other))
+
+    def reflected(self: Tensor, other: Any) -> Any:
+        return getattr(ops, name)(self._operand(other), self)
+
+    return forward, reflected
 
 
 class Tensor:
@@ -184,12 +191,16 @@ class Tensor:
     __truediv__, __rtruediv__ = _operator("divide")
     __pow__, __rpow__ = _operator("power")
     __matmul__, __rmatmul__ = _operator("matmul")
-    __and__, __rand__ = _operator("logical_and")
-    __or__, __ror__ = _operator("logical_or")
+    __and__, __rand__ = _operator("bitwise_and")
+    __or__, __ror__ = _operator("bitwise_or")
     __lt__, __gt__ = _operator("less")[0], _operator("greater")[0]
     __le__, __ge__ = _operator("less_equal")[0], _operator("greater_equal")[0]
     __eq__, __ne__ = _operator("equal")[0], _operator("not_equal")[0]  # elementwise
     __hash__ = object.__hash__  # by identity: a Tensor may stand in a set or be a key
+
+    def _operand(self, other: Any) -> Any:
+        """A list means the array of its numbers."""
+        return namespace_of(self.data).asarray(other) if isinstance(other, (list, tuple)) else other
 
     def __neg__(self) -> Tensor:
         return ops.negative(self)
@@ -198,7 +209,7 @@ class Tensor:
         return ops.abs(self)
 
     def __invert__(self) -> Tensor:
-        return ops.logical_not(self)
+        return ops.invert(self)
 
     def __getitem__(self, index: Any) -> Tensor:
         return ops.getitem(self, index)
@@ -284,7 +295,7 @@ class Tensor:
 
     def transpose(self, *axes: Any) -> Tensor:
         """See `ops.transpose`; the axes may stand one by one."""
-        return ops.transpose(self, (axes[0] if len(axes) == 1 else axes) or None)
+        return ops.transpose(self, axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes or None)
 
     def swapaxes(self, axis1: int, axis2: int) -> Tensor:
         """See `ops.swapaxes`."""

@@ -78,16 +78,16 @@ def power(xp, a, b):
 
 
 def _power_base(F, gy, a, b):
-    """b · aᵇ⁻¹; where b is 0 the power is constant, and 0 · 0⁻¹ must not make it NaN."""
+    """b · aᵇ⁻¹; where both are 0 the power is constant, and 0 · 0⁻¹ must not make it NaN."""
     if isinstance(b, (int, float)):
         return gy * (b * a ** (b - 1)) if b else F.zeros_like(gy)
-    return gy * b * a ** F.where(b == 0, 1, b - 1)
+    return gy * b * a ** F.where((a == 0) & (b == 0), 1, b - 1)
 
 
 def _power_exponent(F, gy, y, a):
     """aᵇ · log a; where a is 0 the power stays 0."""
     if isinstance(a, (int, float)):
-        return gy * (y * math.log(a)) if a else F.zeros_like(gy)
+        return gy * (y * (math.log(a) if a > 0 else math.nan)) if a else F.zeros_like(gy)
     return gy * y * F.log(F.where(a == 0, 1, a))
 
 
@@ -283,7 +283,7 @@ def _comparison(name: str, meaning: str) -> Any:
         return getattr(xp, name)(a, b)
 
     forward.__name__ = name
-    forward.__doc__ = f"{meaning}, elementwise: a bool Tensor, which carries no gradient."
+    forward.__doc__ = f"{meaning}, elementwise: bools (bit by bit for integers in and, or), which carry no gradient."
     return primitive(forward)
 
 
@@ -293,14 +293,14 @@ greater = _comparison("greater", "a > b")
 greater_equal = _comparison("greater_equal", "a ≥ b")
 equal = _comparison("equal", "a = b")
 not_equal = _comparison("not_equal", "a ≠ b")
-logical_and = _comparison("logical_and", "a and b")
-logical_or = _comparison("logical_or", "a or b")
+bitwise_and = _comparison("bitwise_and", "a and b")
+bitwise_or = _comparison("bitwise_or", "a or b")
 
 
 @primitive
-def logical_not(xp, x):
-    """Not x, elementwise."""
-    return xp.logical_not(x)
+def invert(xp, x):
+    """Not x, elementwise; for integers, bit by bit."""
+    return xp.invert(x)
 
 
 @primitive

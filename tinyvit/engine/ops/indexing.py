@@ -42,6 +42,8 @@ def take(x: Any, indices: Any, axis: int | None = None) -> Any:
         indices = np.asarray(indices, dtype=int)
     if axis is None:
         return getitem(x.reshape(-1), indices)
+    if not -x.ndim <= axis < x.ndim:
+        raise IndexError(f"take: there is no axis {axis} in a shape of {x.ndim} axes")
     return getitem(x, (slice(None),) * (axis % x.ndim) + (indices,))
 
 

@@ -178,7 +178,11 @@ def attention_twin(F: Any, q: Any, k: Any, v: Any, scale: float | None = None) -
 
 def attention_weights(F: Any, q: Any, k: Any, scale: float | None = None) -> Any:
     """A = softmax(Q · Kᵀ / √d_k): (…, N, d_k), (…, M, d_k) → (…, N, M)."""
-    return F.softmax(F.matmul(q, F.swapaxes(k, -1, -2)) * (scale or q.shape[-1] ** -0.5), axis=-1)
+    return F.softmax(F.matmul(q, F.swapaxes(k, -1, -2)) * _scale(q, scale), axis=-1)
+
+
+def _scale(q: Any, scale: float | None) -> float:
+    return float(q.shape[-1] ** -0.5) if scale is None else scale
 
 
 @primitive(twin=attention_twin)
@@ -187,10 +191,12 @@ def scaled_dot_product_attention(xp, q, k, v, scale=None):
 
     Source: the tutorial's Multi-Head Self-Attention, A and O; Vaswani et al. 2017.
     """
-    if q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
-        raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} differ in d_k or in the number of keys")
+    if min(q.ndim, k.ndim, v.ndim) < 2 or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
+        raise ValueError(
+            f"attention: q {q.shape}, k {k.shape} and v {v.shape} differ in d_k or in the number of keys: (…, N, d_k), (…, M, d_k), (…, M, d_v)"
+        )
     p = xp.matmul(q, xp.swapaxes(k, -1, -2))
-    p *= scale or q.shape[-1] ** -0.5
+    p *= _scale(q, scale)
     p -= xp.max(p, axis=-1, keepdims=True)
     p = xp.exp(p, out=p)
     p /= xp.sum(p, axis=-1, keepdims=True)
@@ -205,7 +211,7 @@ def _attention_rule(xp, gy, q, k, v, scale, residue):
     gs = xp.matmul(gy, xp.swapaxes(v, -1, -2))  # ∂L/∂P = ∂L/∂O · Vᵀ
     gs -= xp.sum(gs * p, axis=-1, keepdims=True)
     gs *= p
-    gs *= scale or q.shape[-1] ** -0.5
+    gs *= _scale(q, scale)
     return xp.matmul(gs, k), xp.matmul(xp.swapaxes(gs, -1, -2), q), gv
 
 
@@ -214,14 +220,20 @@ def _attention_rule(xp, gy, q, k, v, scale, residue):
 
 def cross_entropy_twin(F: Any, logits: Any, target: Any) -> Any:
     """−Σ target · log softmax(logits), one number a row."""
-    return -F.sum(target * F.log_softmax(logits, axis=-1), axis=-1)
+    log_p = F.log_softmax(logits, axis=-1)
+    return -F.sum(target * F.where(_impossible(F, target, log_p), 0, log_p), axis=-1)
+
+
+def _impossible(F: Any, target: Any, log_p: Any) -> Any:
+    """Classes of probability 0 that are no target: 0 · log 0 is 0 here, not NaN."""
+    return (target == 0) & ~F.isfinite(log_p)
 
 
 @primitive(twin=cross_entropy_twin)
 def _cross_entropy(xp, logits, target):
     log_p = logits - xp.max(logits, axis=-1, keepdims=True)
     log_p -= xp.log(xp.sum(xp.exp(log_p), axis=-1, keepdims=True))
-    return -xp.sum(target * log_p, axis=-1), log_p
+    return -xp.sum(target * xp.where(_impossible(xp, target, log_p), 0, log_p), axis=-1), log_p
 
 
 @_cross_entropy.gradient
@@ -251,6 +263,8 @@ def cross_entropy(logits: Any, targets: Any, label_smoothing: float = 0.0, reduc
     >>> round(tv.ops.cross_entropy(tv.tensor([[0.0, 0.0]]), np.array([1])).item(), 6)  # log 2
     0.693147
     """
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}; it is a share in [0, 1]")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"cross_entropy: reduction is 'mean', 'sum' or 'none', not {reduction!r}")
     scores = plain(logits)
@@ -262,6 +276,8 @@ def cross_entropy(logits: Any, targets: Any, label_smoothing: float = 0.0, reduc
         raise TypeError(f"cross_entropy: targets are class numbers or distributions, not {target.dtype}")
     elif target.shape != scores.shape:
         raise ValueError(f"cross_entropy: distributions of shape {target.shape} for logits of shape {scores.shape}")
+    if not isinstance(target, Tensor):
+        target = target.astype(scores.dtype, copy=False)
     if label_smoothing:
         target = target * (1 - label_smoothing) + label_smoothing / classes
     losses = _cross_entropy(logits, target)

@@ -58,7 +58,8 @@ def var(xp, x, axis=None, ddof=0, keepdims=False):
 var.gradients(
     x=lambda F, gy, x, x_shape, axis, ddof, keepdims: (
         _spread(F, gy, x_shape, axis, keepdims)
-        * (2 / (_reduced_count(x_shape, axis) - ddof))
+        * 2
+        / (_reduced_count(x_shape, axis) - ddof)
         * (x - F.mean(x, axis=axis, keepdims=True))
     ),
 )
@@ -67,7 +68,8 @@ var.gradients(
 def _extremum_rule(F, gy, y, x, x_shape, axis, keepdims):
     """∂max/∂x is 1 at the maximum, 1/k at each of k equal maxima, 0 elsewhere."""
     chosen = (x == _spread(F, y, x_shape, axis, keepdims)).astype(gy.dtype)
-    return _spread(F, gy, x_shape, axis, keepdims) * (chosen / F.sum(chosen, axis=axis, keepdims=True))
+    ties = F.maximum(F.sum(chosen, axis=axis, keepdims=True), 1)  # none at all where the maximum is NaN
+    return _spread(F, gy, x_shape, axis, keepdims) * (chosen / ties)
 
 
 @primitive
