@@ -193,7 +193,8 @@ def scaled_dot_product_attention(xp, q, k, v, scale=None):
     """
     if min(q.ndim, k.ndim, v.ndim) < 2 or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
         raise ValueError(
-            f"attention: q {q.shape}, k {k.shape} and v {v.shape} differ in d_k or in the number of keys: (…, N, d_k), (…, M, d_k), (…, M, d_v)"
+            f"attention: q {q.shape}, k {k.shape} and v {v.shape} differ in d_k or in the number of keys: "
+            "they must be (…, N, d_k), (…, M, d_k) and (…, M, d_v)"
         )
     p = xp.matmul(q, xp.swapaxes(k, -1, -2))
     p *= _scale(q, scale)
