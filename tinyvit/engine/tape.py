@@ -167,18 +167,28 @@ def sweep(
             yield node, gy, owned
         if isinstance(node, Part):
             pending.add_part(node.parents[0], node.place, gy)
-        elif not any(parent in wanted for parent in node.parents):
-            continue
+        elif any(parent in wanted for parent in node.parents):
+            _pass_on(node, gy, wanted, F, pending)
         else:
-            pulled = node.op.pull_back(node, gy, wanted, F)
-            given = [gy, *(node.saved or {}).values(), *(gradient for _, gradient in pulled)]
-            for parent, gradient in pulled:
-                settled = settle(node, parent, gradient, F)
-                fresh = isinstance(parent, Leaf) and (settled is not gradient or _is_alone(gradient, given))
-                pending.add(parent, settled, fresh=fresh and getattr(settled, "base", None) is None)
-            del pulled, given
+            continue  # the way down ends here, and what lies below stays for another sweep
         if not retain_graph:
             node.free()
+
+
+def _pass_on(node: Node, gy: Any, wanted: set[Node], F: Any, pending: _Pending) -> None:
+    """Give the arguments of an op their gradients."""
+    pulled = node.op.pull_back(node, gy, wanted, F)
+    for parent, gradient in pulled:
+        settled = settle(node, parent, gradient, F)
+        fresh = isinstance(parent, Leaf) and (settled is not gradient or _is_alone(gradient, node, gy, pulled))
+        pending.add(parent, settled, fresh=fresh and getattr(settled, "base", None) is None)
+
+
+def _is_alone(gradient: Any, node: Node, gy: Any, pulled: list[tuple[Node, Any]]) -> bool:
+    """Whether a rule made this array for one gradient only: it is neither gy, nor saved, nor given for another one."""
+    given = [gy, *(node.saved or {}).values(), *(other for _, other in pulled)]
+    flat = [x for value in given for x in (value if isinstance(value, (tuple, list)) else (value,))]
+    return sum(x is gradient or getattr(x, "base", None) is gradient for x in flat) == 1
 
 
 def _plan(roots: list[Node], targets: set[Node] | None) -> tuple[list[Node], set[Node]]:
@@ -253,10 +263,8 @@ def settle(node: Node, parent: Node, gradient: Any, F: Any) -> Any:
         gradient = unbroadcast(F or namespace_of(gradient), gradient, parent.shape, node.op.name)
     if gradient.dtype != parent.dtype:
         gradient = gradient.astype(parent.dtype)
-    if F is None and not parent.shape:
-        gradient = namespace_of(gradient).asarray(
-            gradient
-        )  # NumPy's sums give scalars, which nobody can add to in place
+    if F is None and not parent.shape:  # NumPy's sums give scalars, which nobody can add to in place
+        gradient = namespace_of(gradient).asarray(gradient)
     return gradient
 
 
@@ -270,9 +278,3 @@ def unbroadcast(F: Any, gradient: Any, shape: tuple[int, ...], name: str = "the 
             f"a backward rule of `{name}` gave a gradient of shape {tuple(gradient.shape)} for a value of shape {shape}"
         )
     return F.reshape(F.sum(gradient, axis=axes), shape)
-
-
-def _is_alone(gradient: Any, given: list[Any]) -> bool:
-    """Whether a rule made this array for one gradient only: it is neither gy, nor saved, nor given for another one."""
-    flat = [x for value in given for x in (value if isinstance(value, (tuple, list)) else (value,))]
-    return sum(x is gradient or getattr(x, "base", None) is gradient for x in flat) == 1
