@@ -54,7 +54,7 @@ class Primitive:
         self.rules: dict[str, tuple[Rule, tuple[str, ...]]] = {}
         self.joint: tuple[Rule, tuple[str, ...]] | None = None
         self.has_residue = False
-        self._plans: dict[tuple[bool, ...], tuple[str, ...]] = {}
+        self._plans: dict[tuple[int, ...], tuple[tuple[str, str, int | None], ...]] = {}
 
     # ------------------------------------------------------------------------------------------------- declaring rules
 
@@ -86,12 +86,15 @@ class Primitive:
         """Compute, and record where an argument carries a gradient."""
         if named or len(arguments) != len(self.names) or self.variadic:
             arguments = self._bind(arguments, named)
-        arrays, parents, tracked = [], [], False
+        arrays: list[Any] = []
+        parents: list[Node | None] = []
+        tracked: tuple[int, ...] = ()  # which arguments carry a gradient
         for argument in arguments:
             if isinstance(argument, Tensor):
+                if argument.node is not None:
+                    tracked += (len(arrays),)
                 arrays.append(argument.data)
                 parents.append(argument.node)
-                tracked = tracked or argument.node is not None
             else:
                 arrays.append(argument)
                 parents.append(None)
@@ -102,7 +105,15 @@ class Primitive:
             y, residue = y
         if not (tracked and mode.recording):
             return self._wrap(xp, y, arguments)
-        return self._record(xp, y, residue, arguments, arrays, tuple(parents))
+        if isinstance(y, (tuple, list)):
+            return self._record_several(xp, y, residue, arguments, arrays, tuple(parents), tracked)
+        y = _not_a_scalar(xp, y)
+        if y.dtype.kind not in "fc":
+            return Tensor(y)  # integers and bools are steps: their gradient is zero wherever it exists
+        node = Node(self, tuple(parents), y.shape, y.dtype)
+        result = Tensor(y, node, _shared_version(xp, y, arguments))
+        self._save(node, tracked, arguments, arrays, y, residue, result.version)
+        return result
 
     def _run(self, xp: Namespace, arrays: Sequence[Any]) -> Any:
         if not self.variadic:
@@ -124,62 +135,58 @@ class Primitive:
         y = _not_a_scalar(xp, y)
         return Tensor(y, version=_shared_version(xp, y, arguments))
 
-    def _record(self, xp: Namespace, y: Any, residue: Any, arguments: Any, arrays: Any, parents: Any) -> Any:
-        if isinstance(y, (tuple, list)):
-            node = Node(self, parents, [part.shape for part in y], None)
-            self._save(node, y, residue, arguments, arrays, [0])
-            return tuple(
-                Tensor(part, Part(node, i, part.shape, part.dtype), _shared_version(xp, part, arguments))
-                for i, part in enumerate(y)
-            )
-        y = _not_a_scalar(xp, y)
-        if y.dtype.kind not in "fc":
-            return Tensor(y)  # integers and bools are steps: their gradient is zero wherever it exists
-        node = Node(self, parents, y.shape, y.dtype)
-        result = Tensor(y, node, _shared_version(xp, y, arguments))
-        self._save(node, y, residue, arguments, arrays, result.version)
-        return result
+    def _record_several(
+        self, xp: Namespace, parts: Any, residue: Any, arguments: Any, arrays: Any, parents: Any, tracked: Any
+    ) -> tuple[Tensor, ...]:
+        node = Node(self, parents, [part.shape for part in parts], None)
+        self._save(node, tracked, arguments, arrays, parts, residue, [0])
+        return tuple(
+            Tensor(part, Part(node, i, part.shape, part.dtype), _shared_version(xp, part, arguments))
+            for i, part in enumerate(parts)
+        )
 
-    def _save(self, node: Node, y: Any, residue: Any, arguments: Any, arrays: Any, version: list[int]) -> None:
-        """Keep what the rules of the arguments that need a gradient have named, and nothing else."""
+    def _save(self, node: Node, tracked: Any, arguments: Any, arrays: Any, y: Any, residue: Any, version: Any) -> None:
+        """Keep what the rules of the tracked arguments have named, and nothing else."""
+        plan = self._plans.get(tracked)
+        if plan is None:
+            plan = self._plans[tracked] = self._plan(tracked)
         saved: dict[str, Any] = {}
         stamps = []
-        for name in self._needed(tuple(parent is not None for parent in node.parents)):
-            if name == "y":
-                saved[name] = y
-                stamps.append((name, version, version[0]))
-            elif name == "residue":
-                saved[name] = residue
-            elif name == "inputs":
-                saved[name] = tuple(arrays[: len(arrays) - len(self.names)])
-                stamps += [(f"{i}", a.version, a.version[0]) for i, a in enumerate(arguments) if isinstance(a, Tensor)]
-            elif name == "shapes":
-                saved[name] = [array.shape for array in arrays[: len(arrays) - len(self.names)]]
-            elif name in self.names:
-                i = self._position(name, arrays)
+        for name, kind, i in plan:
+            if kind == "argument":
                 saved[name] = arrays[i]
                 if isinstance(arguments[i], Tensor):
                     stamps.append((name, arguments[i].version, arguments[i].version[0]))
+            elif kind == "shape":
+                saved[name] = getattr(arrays[i], "shape", ())
+            elif kind == "y":
+                saved[name] = y
+                stamps.append((name, version, version[0]))
+            elif kind == "residue":
+                saved[name] = residue
+            elif kind == "shapes":
+                saved[name] = [array.shape for array in arrays[:i]]
             else:
-                saved[name] = getattr(arrays[self._position(name.removesuffix("_shape"), arrays)], "shape", ())
+                saved[name] = tuple(arrays[:i])
+                stamps += [(f"{j}", a.version, a.version[0]) for j, a in enumerate(arguments) if isinstance(a, Tensor)]
         node.saved = saved
         node.stamps = tuple(stamps)
 
-    def _position(self, name: str, arrays: Sequence[Any]) -> int:
-        return len(arrays) - len(self.names) + self.names.index(name)
-
-    def _needed(self, tracked: tuple[bool, ...]) -> tuple[str, ...]:
-        """The names to save when these arguments carry a gradient; worked out once for each combination."""
-        plan = self._plans.get(tracked)
-        if plan is None:
-            asked: list[str] = list(self.joint[1]) if self.joint else []
-            for i, needs_gradient in enumerate(tracked):
-                if needs_gradient and not self.joint:
-                    asked += self._rule_at(i)[1]
-            if self.twin:
-                asked += self.names
-            plan = self._plans[tracked] = tuple(dict.fromkeys(asked))
-        return plan
+    def _plan(self, tracked: tuple[int, ...]) -> tuple[tuple[str, str, int | None], ...]:
+        """(name, kind, where) of each value to save when these arguments carry a gradient; worked out once."""
+        asked = [*self.joint[1]] if self.joint else [name for i in tracked for name in self._rule_at(i)[1]]
+        if self.twin:
+            asked += self.names
+        places = {name: i - len(self.names) for i, name in enumerate(self.names)}  # from the end: inputs may vary
+        plan: list[tuple[str, str, int | None]] = []
+        for name in dict.fromkeys(asked):
+            if name in places:
+                plan.append((name, "argument", places[name]))
+            elif name in _RESERVED:
+                plan.append((name, name, -len(self.names) or None))
+            else:
+                plan.append((name, "shape", places[name.removesuffix("_shape")]))
+        return tuple(plan)
 
     def _rule_at(self, i: int) -> tuple[Rule, tuple[str, ...]]:
         if self.variadic:
