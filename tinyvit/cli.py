@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +34,7 @@ from tinyvit.training import (
     predict,
     top_k,
 )
-from tinyvit.training.config import merge, parse_assignments, read_toml
+from tinyvit.training.config import merge, parse_assignments, read_toml, resolve
 from tinyvit.training.run import continue_config, evaluation_loader
 from tinyvit.vit import ViTConfig
 
@@ -60,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"tinyvit: {error}", file=sys.stderr)
         return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("tinyvit: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -140,8 +141,8 @@ def _train(options: argparse.Namespace) -> int:
             final = run.train(on_step, on_record)
         except Interrupted:
             number = received[0]
-            print(f"tinyvit: stopped after step {run.trainer.step}; go on with: tinyvit train --resume --out {folder}",
-                  file=sys.stderr)  # fmt: skip
+            again = f"tinyvit train --resume --out {shlex.quote(str(folder))}"
+            print(f"tinyvit: stopped after step {run.trainer.step}; go on with: {again}", file=sys.stderr)
             return 128 + number
     pictures = _draw_pictures(run)
     accuracy = f"test accuracy {final['test_accuracy']:.2%}, " if "test_accuracy" in final else ""
@@ -205,7 +206,7 @@ def _stop_on_signals(trainer: Trainer) -> Iterator[list[int]]:
 
     def stop(number: int, frame: Any) -> None:
         if received:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         received.append(number)
         trainer.stop = True
         print("\ntinyvit: finishing this step; press Ctrl-C again to stop at once", file=sys.stderr)
@@ -269,6 +270,8 @@ def _predict(options: argparse.Namespace) -> int:
             study.draw_attention(trained, images, options.attention)
         except ImportError as error:
             raise ConfigError("--attention needs matplotlib: pip install 'tinyvit[vision]'") from error
+        except ValueError as error:
+            raise ConfigError(f"--attention {options.attention}: {error}") from error
     if options.json:
         found = [{"image": str(path), "top": top} for path, top in zip(options.images, answers, strict=True)]
         print(json.dumps({"predictions": found}))
@@ -292,12 +295,11 @@ def _model_config(model: str) -> ViTConfig:
     path = Path(model)
     if path.is_dir():
         path = path / "config.toml"
+    if path.suffix == ".toml":
+        tables = merge(read_toml(path))
+        return resolve(tables, load_dataset(tables["data"].get("name", "digits"))).model
     try:
-        if path.suffix == ".toml":
-            return ViTConfig(**merge(read_toml(path))["model"])
         return ViTConfig.named(model)
-    except ConfigError:
-        raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

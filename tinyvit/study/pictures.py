@@ -55,6 +55,7 @@ def draw_attention(trained: TrainedModel, images: np.ndarray, out: str | Path) -
 
     Raises:
         ImportError: matplotlib is not installed.
+        ValueError: matplotlib writes no files of this kind.
     """
     figure_class = _figure_class()
     maps = attention_maps(trained, images)  # (n, L, rows, columns)
@@ -62,9 +63,10 @@ def draw_attention(trained: TrainedModel, images: np.ndarray, out: str | Path) -
     height, width = images.shape[2:]
     figure = figure_class(figsize=(1.3 * (depth + 1), 1.4 * n + 0.3), layout="constrained")
     for row, axes in enumerate(figure.subplots(n, depth + 1, squeeze=False)):
-        axes[0].imshow(images[row].transpose(1, 2, 0).squeeze(), cmap="gray")
+        shown = images[row].transpose(1, 2, 0) if len(images[row]) in (3, 4) else images[row].mean(axis=0)
+        axes[0].imshow(shown, cmap="gray")
         for layer, a in enumerate(axes[1:]):
-            a.imshow(images[row].transpose(1, 2, 0).squeeze(), cmap="gray", alpha=0.4)
+            a.imshow(shown, cmap="gray", alpha=0.4)
             a.imshow(maps[row, layer], cmap="magma", alpha=0.6, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
         for layer, a in enumerate(axes):
             a.set_axis_off()
@@ -89,7 +91,7 @@ def attention_maps(trained: TrainedModel, images: np.ndarray) -> np.ndarray:
             looks = attention[:, 0] if config.model.pool == "cls" else attention[:, prefix:].mean(axis=1)
             maps.append(looks[:, prefix:].reshape(len(images), *grid))
             x = layer(x)
-    return np.stack(maps, axis=1)
+    return np.stack(maps, axis=1) if maps else np.empty((len(images), 0, *grid))
 
 
 def _figure_class() -> Any:

@@ -11,6 +11,7 @@ another type, is an error that names the nearest right one.
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -166,17 +167,28 @@ def _checked(table: str, key: str, value: Any) -> Any:
     if key not in fields:
         raise ConfigError(str(unknown_name(f"key in [{table}]", key, fields)))
     default = fields[key].default
-    if isinstance(default, tuple) or (key == "image_size" and isinstance(value, (list, tuple))):
-        number = int if key == "image_size" else float
-        if isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value):
-            return tuple(number(v) for v in value)
-        raise ConfigError(f"{table}.{key} must be a list of numbers, not {value!r}")
-    kind = type(default)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    if key == "image_size" and isinstance(value, (list, tuple)):
+        return tuple(_number(table, key, side, int) for side in value)
+    if isinstance(default, tuple):
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{table}.{key} must be a list of numbers, not {value!r}")
+        return tuple(_number(table, key, v, float) for v in value)
+    kind: Any = type(default)
+    if kind in (int, float):
+        return _number(table, key, value, kind)
+    if not isinstance(value, kind):
         raise ConfigError(f"{table}.{key} must be of type {kind.__name__}, like {default!r}, not {value!r}")
     return value
+
+
+def _number(table: str, key: str, value: Any, kind: Any) -> Any:
+    """A finite number; a whole one where the field counts something."""
+    if isinstance(value, bool) or not isinstance(value, (int, kind)):
+        default = getattr(_TABLES[table], key)
+        raise ConfigError(f"{table}.{key} must be of type {kind.__name__}, like {default!r}, not {value!r}")
+    if not math.isfinite(value):
+        raise ConfigError(f"{table}.{key} is {value}; it must be finite")
+    return kind(value)
 
 
 def resolve(tables: Mapping[str, Mapping[str, Any]], dataset: Dataset) -> Config:

@@ -124,7 +124,8 @@ class Run:
         return path
 
     def _about(self) -> dict[str, Any]:
-        return {"config": self.config.to_dict(), "classes": list(self.dataset.classes)}
+        unnamed = range(len(self.dataset.classes), self.config.model.num_classes)
+        return {"config": self.config.to_dict(), "classes": [*self.dataset.classes, *map(str, unnamed)]}
 
     def _finish(self, log: Callable[[Record], None]) -> Record:
         """Keep the weights, and look at the test images: once, after every choice was made."""
@@ -212,7 +213,8 @@ def make_schedule(config: Config, steps_an_epoch: int) -> Schedule:
     if t.schedule == "cosine":
         return cosine(t.lr, total, warmup)
     if t.schedule == "step":
-        return step_decay(t.lr, [round(0.6 * total), round(0.85 * total)], warmup=warmup)
+        falls = {max(warmup + 1, round(share * total)) for share in (0.6, 0.85)}
+        return step_decay(t.lr, sorted(falls), warmup=warmup)
     return constant(t.lr, warmup)
 
 
@@ -258,7 +260,7 @@ def load_trained(path: str | Path, device: str = "cpu") -> TrainedModel:
         model = ViT(config.model, np.random.default_rng(0))
         model.load_state_dict(_weights(arrays) if meta["kind"] == "checkpoint" else arrays)
         classes = tuple(meta["classes"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} holds no model that this version can open: {error}") from error
     model.to(device=device)
     model.eval()

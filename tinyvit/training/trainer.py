@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,8 @@ class Trainer:
         while self.epoch < self.epochs:
             for images, labels in self.loader.epoch(self.epoch, self.batch):
                 started = time.perf_counter()
-                self.train_step(images, labels)
+                with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is told in one sentence
+                    self.train_step(images, labels)
                 self.seconds += time.perf_counter() - started
                 if on_step:
                     on_step(self)
@@ -132,9 +134,11 @@ class Trainer:
                 loss = loss + part_loss.data
                 right = right + _count_right(logits, labels[part])
         if self.model.device == "cpu" and not math.isfinite(loss):
-            raise NonFiniteLossError(self._non_finite())
+            raise NonFiniteLossError(self._non_finite("loss"))
         if self.clip_norm:
-            clip_grad_norm(self.optimizer.parameters, self.clip_norm)
+            norm = clip_grad_norm(self.optimizer.parameters, self.clip_norm)
+            if self.model.device == "cpu" and not math.isfinite(norm):
+                raise NonFiniteLossError(self._non_finite("gradient"))
         self.lr = self.optimizer.lr = self.schedule(self.step)
         self.optimizer.step()
         if self.ema:
@@ -146,7 +150,7 @@ class Trainer:
     def _end_epoch(self) -> Record:
         loss, accuracy = self._totals.means()
         if not math.isfinite(loss):
-            raise NonFiniteLossError(self._non_finite())
+            raise NonFiniteLossError(self._non_finite("loss"))
         record = {
             "event": "epoch",
             "epoch": self.epoch + 1,
@@ -164,14 +168,12 @@ class Trainer:
 
     def evaluate(self, loader: Loader) -> dict[str, float]:
         """Return {"loss", "accuracy"} of the weights that will be kept: the averaged ones, if there are."""
-        if self.ema:
-            with self.ema.applied():
-                return evaluate(self.model, loader)
-        return evaluate(self.model, loader)
+        with self.ema.applied() if self.ema else nullcontext(), np.errstate(over="ignore", invalid="ignore"):
+            return evaluate(self.model, loader)
 
-    def _non_finite(self) -> str:
+    def _non_finite(self, what: str) -> str:
         return (
-            f"the loss is not finite at step {self.step} (epoch {self.epoch + 1}): "
+            f"the {what} is not finite at step {self.step} (epoch {self.epoch + 1}): "
             "lower training.lr, lengthen training.warmup_epochs, or set training.clip_norm"
         )
 
@@ -200,6 +202,7 @@ class Trainer:
             self.ema.load_state_dict(_part(arrays, "ema."))
         self.step, self.epoch, self.batch = numbers["step"], numbers["epoch"], numbers["batch"]
         self.seconds = numbers["seconds"]
+        self.lr = self.schedule(max(self.step - 1, 0))
         self._totals = _Totals(*numbers["totals"])
 
 

@@ -1,0 +1,556 @@
+"""The `tinyvit` command: what comes out on which stream, with which exit code, and what is left on disk."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tinyvit as tv
+from tinyvit import cli
+from tinyvit.data import digits
+from tinyvit.training import CheckpointError, ConfigError, load_checkpoint, load_trained, predict, save_checkpoint
+from tinyvit.training.config import read_toml
+from tinyvit.training.trainer import Trainer
+
+TEST = digits().test
+SMALL = ["--set", "model.dim=16", "--set", "model.depth=1", "--set", "training.warmup_epochs=0"]
+QUICK = [*SMALL, "--epochs", "1", "--set", "data.batch_size=1000"]  # two steps
+BRIEF = ["--epochs", "6", "--set", "data.batch_size=64", "--set", "training.lr=1e-2", "--set", "data.augment=none"]
+
+
+@pytest.fixture
+def tinyvit(capsys):
+    """Run the command in this process: tinyvit("train", …) -> (exit code, standard output, standard error)."""
+
+    def command(*arguments):
+        try:
+            code = cli.main([str(a) for a in arguments])
+        except SystemExit as exit:  # argparse's
+            code = exit.code
+        return code, *capsys.readouterr()
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(folder, standard output, standard error) of a model that has seen the digits six times."""
+    folder = tmp_path_factory.mktemp("runs") / "brief"
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        assert cli.main(["train", *SMALL, *BRIEF, "--set", "model.dim=32", "--out", str(folder)]) == 0
+    return folder, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def run(trained):
+    return trained[0]
+
+
+@pytest.fixture
+def cwd(tmp_path, monkeypatch):
+    """An empty folder to be in."""
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Spare the time that drawing takes."""
+    monkeypatch.setattr(cli, "_draw_pictures", lambda run: "")
+
+
+def final(folder):
+    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+def save_cells(path, *, channels=3, splits=("train", "val", "test"), **changes):
+    """A data set in MedMNIST's layout of 8×12 pixels, one brightness a class."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split in ("train", "val", "test"):
+        labels = rng.integers(0, 3, (30 if split in splits else 0, 1))
+        images = rng.integers(0, 60, (len(labels), 8, 12, channels)) + 90 * labels[..., None, None]
+        arrays |= {f"{split}_images": images.astype(np.uint8), f"{split}_labels": labels}
+    np.savez(path, **{**arrays, **changes})
+    return path
+
+
+# ----------------------------------------------------------------------------------------------------------- train
+
+
+def test_train_says_what_it_does_on_standard_output_and_nothing_on_standard_error(trained):
+    folder, out, err = trained
+    lines = out.splitlines()
+    assert lines[0] == "digits: 1,259 training, 179 validation, 359 test images of 8×8×1, 10 classes"
+    assert "patch 4, width 32, depth 1, 4 heads, " in lines[1]
+    assert "on the cpu; 6 epochs of 20 steps, seed 0" in lines[1]
+    assert [line.partition(":")[0] for line in lines[2:-1]] == [f"epoch {i}/6" for i in range(1, 7)]
+    record = final(folder)
+    assert lines[-1] == (
+        f"test accuracy {record['test_accuracy']:.2%}, {record['seconds']:.1f} s of training, "
+        f"files in {folder}/ (curves.png, attention.png)"
+    )
+    assert err == ""  # no progress bar where there is no terminal
+
+
+def test_train_keeps_a_final_record_and_two_real_pictures(trained):
+    folder = trained[0]
+    record = final(folder)
+    assert record["event"] == "final"
+    assert 0.7 < record["test_accuracy"] <= 1
+    assert record["seconds"] > 0
+    for name in ("curves.png", "attention.png"):
+        with Image.open(folder / name) as picture:
+            assert picture.format == "PNG"
+            assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
+
+
+def test_train_repeats_a_run_from_its_config_to_the_same_weights(tinyvit, run, tmp_path, no_pictures):
+    assert tinyvit("train", "--config", run / "config.toml", "--out", tmp_path / "again")[0] == 0
+    first, again = (load_checkpoint(folder / "model.safetensors") for folder in (run, tmp_path / "again"))
+    assert first[0].keys() == again[0].keys()
+    assert all(first[0][name].tobytes() == again[0][name].tobytes() for name in first[0])
+    assert first[1] == again[1]
+    assert (run / "config.toml").read_text() == (tmp_path / "again" / "config.toml").read_text()
+
+
+def test_an_option_wins_over_set_and_set_over_the_config_file(tinyvit, cwd, no_pictures):
+    (cwd / "c.toml").write_text("[training]\nepochs = 9\nseed = 9\nlr = 9e-3\nwarmup_epochs = 0\n[model]\ndim = 12\n")
+    given = ["--epochs", "1", "--set", "training.epochs=8", "--set", "training.seed=8"]
+    assert tinyvit("train", "--config", "c.toml", *given, "--out", "r")[0] == 0
+    tables = read_toml("r/config.toml")
+    assert {k: tables["training"][k] for k in ("epochs", "seed", "lr")} == {"epochs": 1, "seed": 8, "lr": 9e-3}
+    assert tables["model"]["dim"] == 12
+
+
+def test_on_a_terminal_a_progress_bar_takes_the_place_of_the_lines(tinyvit, cwd, monkeypatch, no_pictures):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    code, out, err = tinyvit("train", *QUICK, "--out", "r")
+    assert code == 0
+    assert "epoch 1/1" not in out
+    assert re.search(r"2/2 .*step.*loss=.*validation=", err)
+
+
+@pytest.mark.parametrize(("epochs", "lines"), [(5, 5), (31, 16)])
+def test_elsewhere_there_are_about_fifteen_lines_and_one_for_the_last_epoch(tinyvit, cwd, no_pictures, epochs, lines):
+    save_cells(cwd / "cells.npz")
+    out = tinyvit("train", *QUICK, "--epochs", epochs, "--data", "cells.npz", "--out", "r")[1]
+    shown = [line for line in out.splitlines() if line.startswith("epoch ")]
+    assert len(shown) == lines
+    assert shown[-1].startswith(f"epoch {epochs}/{epochs}: loss ")
+
+
+def test_runs_are_numbered_and_resume_takes_the_newest(tinyvit, cwd, no_pictures):
+    for _ in range(3):
+        assert tinyvit("train", *QUICK)[0] == 0
+    assert sorted(os.listdir("runs")) == ["digits", "digits-2", "digits-3"]
+    os.utime("runs/digits-2/config.toml", (2e9, 2e9))
+    code, out, _ = tinyvit("train", "--resume", "--epochs", "2")
+    assert code == 0
+    assert "resumed from step-00000002.safetensors: epoch 2, step 2" in out
+    assert "files in runs/digits-2/" in out
+    assert [len((cwd / "runs" / n / "metrics.jsonl").read_text().splitlines()) for n in os.listdir("runs")].count(
+        3
+    ) == 1
+    assert final(cwd / "runs" / "digits-2")["epoch"] == 2
+
+
+def test_a_run_of_a_file_is_named_after_it(tinyvit, cwd, no_pictures):
+    (cwd / "sub").mkdir()
+    save_cells(cwd / "sub" / "cells.npz")
+    assert tinyvit("train", *QUICK, "--data", "sub/cells.npz")[0] == 0
+    assert os.listdir("runs") == ["cells"]
+
+
+def test_train_without_a_validation_split_or_matplotlib_says_so_and_goes_on(tinyvit, cwd, monkeypatch):
+    save_cells(cwd / "bare.npz", splits=("train",))
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    code, out, err = tinyvit("train", *QUICK, "--data", "bare.npz", "--out", "r")
+    assert (code, err) == (0, "")
+    assert "test accuracy" not in out
+    assert out.endswith("s of training, files in r/ (no pictures: pip install 'tinyvit[vision]')\n")
+    assert not list(cwd.rglob("*.png"))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_colour_images_that_are_not_square_go_all_the_way(tinyvit, cwd, channels):
+    path = save_cells(cwd / "cells.npz", channels=channels, classes=np.array(["dark", "grey", "bright"]))
+    more = ["--epochs", "12", "--set", "data.batch_size=10", "--set", "data.augment=none", "--set", "training.lr=1e-2"]
+    code, out, err = tinyvit("train", *SMALL, *more, "--data", path, "--out", "r")
+    assert (code, err) == (0, "")
+    assert f"30 test images of 8×12×{channels}, 3 classes" in out
+    assert (cwd / "r" / "attention.png").exists()
+    code, out, _ = tinyvit("eval", "r", "--json")
+    answer = json.loads(out)
+    assert code == 0
+    assert answer["accuracy"] == final(cwd / "r")["test_accuracy"] > 0.9
+    with np.load(path) as file:
+        image, label = file["test_images"][0], int(file["test_labels"][0, 0])
+    np.save("one.npy", image)
+    code, out, _ = tinyvit("predict", "r", "one.npy", "--json", "--top", "1", "--attention", "look.png")
+    assert code == 0
+    assert json.loads(out)["predictions"][0]["top"][0]["class"] == ["dark", "grey", "bright"][label]
+    assert (cwd / "look.png").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("times", [1, 2])
+def test_one_signal_stops_after_the_step_with_a_checkpoint_and_two_at_once(
+    tinyvit, cwd, monkeypatch, no_pictures, number, code, times
+):
+    step, before = Trainer.train_step, (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+
+    def interrupted(self, images, labels):
+        if self.step == 1:
+            for _ in range(times):
+                os.kill(os.getpid(), number)
+        step(self, images, labels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        given, _, err = tinyvit("train", *QUICK, "--epochs", "3", "--out", "my run")
+    assert given == code
+    assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    assert "Traceback" not in err
+    checkpoints = [path.name for path in (cwd / "my run").glob("checkpoints/*")]
+    if times == 2:
+        assert checkpoints == []
+        return
+    assert checkpoints == ["step-00000002.safetensors"]
+    assert "tinyvit: stopped after step 2; go on with: tinyvit train --resume --out " in err
+    assert tinyvit(*shlex.split(err.rpartition("go on with: ")[2])[1:])[0] == 0  # a blank in the name needs quotes
+    assert final(cwd / "my run")["epoch"] == 3
+
+
+@pytest.mark.slow
+def test_the_digits_are_learnt_to_98_percent_over_three_seeds(tinyvit, cwd):
+    accuracies = []
+    for seed in (0, 1, 2):
+        code, out, _ = tinyvit("train", "--seed", seed, "--out", f"seed-{seed}")
+        record = final(cwd / f"seed-{seed}")
+        assert code == 0
+        assert f"{record['seconds']:.1f} s of training" in out
+        accuracies.append(record["test_accuracy"])
+    print(accuracies)
+    assert np.mean(accuracies) >= 0.98
+
+
+# ------------------------------------------------------------------------------------------- eval, predict, summary
+
+
+@pytest.mark.parametrize("what", ["folder", "model", "checkpoint"])
+def test_eval_measures_a_folder_a_model_file_or_a_checkpoint_alike(tinyvit, run, what):
+    checkpoint = next(iter((run / "checkpoints").iterdir()))
+    path = {"folder": run, "model": run / "model.safetensors", "checkpoint": checkpoint}[what]
+    code, out, err = tinyvit("eval", path, "--json")
+    record = final(run)
+    loss = pytest.approx(record["test_loss"], rel=1e-5)  # training had one BLAS thread
+    expected = {"data": "digits", "split": "test", "images": 359, "loss": loss, "accuracy": record["test_accuracy"]}
+    assert json.loads(out) == expected
+    assert (code, err, out.count("\n")) == (0, "", 1)
+
+
+@pytest.mark.parametrize(("split", "images"), [("train", 1259), ("validation", 179), ("test", 359)])
+def test_eval_says_in_words_what_it_measured(tinyvit, run, split, images):
+    accuracy = json.loads(tinyvit("eval", run, "--split", split, "--json")[1])["accuracy"]
+    code, out, _ = tinyvit("eval", run, "--split", split)
+    assert code == 0
+    right = round(accuracy * images)
+    assert out.startswith(f"digits {split}: accuracy {accuracy:.2%} ({right} of {images}), loss ")
+    assert right / images == accuracy
+
+
+def test_eval_takes_other_data_of_the_same_shape(tinyvit, run, cwd):
+    data = digits()
+    arrays = {f"{s}_images": TEST.images[:50, 0] for s in ("train", "val", "test")}
+    arrays |= {f"{s}_labels": TEST.labels[:50] for s in ("train", "val", "test")}
+    np.savez("some.npz", **arrays, classes=np.array(data.classes))
+    answer = json.loads(tinyvit("eval", run, "--data", "some.npz", "--json")[1])
+    assert (answer["data"], answer["images"]) == ("some", 50)
+    probabilities = probabilities_of(run, TEST.images[:50])
+    assert answer["accuracy"] == (probabilities.argmax(axis=1) == TEST.labels[:50]).mean()
+
+
+def probabilities_of(run, images):
+    trained = load_trained(run)
+    return predict(trained.model, images, trained.config.data.mean, trained.config.data.std)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "npy"])
+def test_predict_says_what_digits_in_files_are_as_if_given_the_arrays(tinyvit, run, cwd, suffix):
+    names = [f"{i}.{suffix}" for i in range(10)]
+    for name, image in zip(names, TEST.images, strict=False):
+        if suffix == "npy":
+            np.save(name, image[0])
+        else:
+            Image.fromarray(image[0]).save(name)
+    code, out, err = tinyvit("predict", run, *names, "--json", "--top", "10")
+    assert (code, err) == (0, "")
+    predictions = json.loads(out)["predictions"]
+    assert [p["image"] for p in predictions] == names
+    expected = probabilities_of(run, TEST.images[:10])
+    for prediction, row in zip(predictions, expected, strict=True):
+        assert [answer["probability"] for answer in prediction["top"]] == sorted(map(float, row), reverse=True)
+        assert all(row[int(a["class"])] == np.float32(a["probability"]) for a in prediction["top"])
+    right = [int(p["top"][0]["class"]) == label for p, label in zip(predictions, TEST.labels, strict=False)]
+    assert np.mean(right) >= 0.7
+    assert sorted(os.listdir()) == sorted(names)
+
+
+def test_predict_says_in_words_the_likeliest_classes(tinyvit, run, cwd):
+    np.save("a.npy", TEST.images[0])
+    code, out, _ = tinyvit("predict", run, "a.npy", "--top", "2")
+    row = probabilities_of(run, TEST.images[:1])[0]
+    first, second = np.argsort(-row)[:2]
+    assert (code, out) == (0, f"a.npy: {first} {row[first]:.1%}, {second} {row[second]:.1%}\n")
+    assert tinyvit("predict", run, "a.npy", "--top", "99")[1].count("%") == 10
+
+
+def test_predict_draws_where_the_model_looks(tinyvit, run, cwd):
+    np.save("a.npy", TEST.images[0])
+    assert tinyvit("predict", run, "a.npy", "a.npy", "--attention", "look.png")[0] == 0
+    with Image.open("look.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.height > picture.width / 2
+
+
+def test_predict_names_the_classes_that_the_data_lacks_too(tinyvit, cwd, no_pictures):
+    assert tinyvit("train", *QUICK, "--set", "model.num_classes=12", "--out", "r")[0] == 0
+    np.save("a.npy", TEST.images[0])
+    code, out, _ = tinyvit("predict", "r", "a.npy", "--top", "12")
+    assert code == 0
+    assert out.count("%") in (10, 12)
+
+
+def test_summary_counts_the_parameters_of_vit_base(tinyvit, cwd):
+    code, out, err = tinyvit("summary", "vit_base_patch16_224")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1].split() == ["Total", "86,567,656"]
+    answer = json.loads(tinyvit("summary", "vit_base_patch16_224", "--json")[1])
+    assert answer["parameters"] == sum(row["parameters"] for row in answer["rows"]) == 86_567_656
+    assert os.listdir() == []
+
+
+def test_summary_of_a_run_or_its_config_is_that_of_its_model(tinyvit, run):
+    texts = {tinyvit("summary", path)[1] for path in (run, run / "config.toml")}
+    assert len(texts) == 1
+    answer = json.loads(tinyvit("summary", run, "--json")[1])
+    assert answer["parameters"] == load_trained(run).model.num_parameters
+
+
+def test_summary_of_a_config_that_leaves_things_open_is_that_of_the_model_it_trains(tinyvit, cwd, no_pictures):
+    (cwd / "mine.toml").write_text("[model]\ndepth = 1\n")
+    assert tinyvit("train", "--config", "mine.toml", *QUICK[2:], "--out", "r")[0] == 0
+    assert tinyvit("summary", "mine.toml") == tinyvit("summary", "r")
+
+
+def test_the_version_and_the_help_go_to_standard_output(tinyvit):
+    assert tinyvit("--version") == (0, f"tinyvit {tv.__version__}\n", "")
+    code, out, err = tinyvit("--help")
+    assert (code, err) == (0, "")
+    assert all(command in out for command in ("train", "eval", "predict", "summary"))
+
+
+# ---------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.fixture
+def bad_files(cwd, run):
+    """Every kind of broken file that a command may be given."""
+    content = (run / "model.safetensors").read_bytes()
+    flipped = bytearray(content)
+    flipped[-5] ^= 1
+    (cwd / "flipped.safetensors").write_bytes(flipped)
+    (cwd / "short.safetensors").write_bytes(content[:-10])
+    (cwd / "text.safetensors").write_text("no model at all")
+    save_checkpoint(cwd / "other.safetensors", {}, {"kind": "model"})
+    (cwd / "empty").mkdir()
+    save_cells(cwd / "good.npz")
+    (cwd / "short.npz").write_bytes((cwd / "good.npz").read_bytes()[:-100])
+    (cwd / "text.npz").write_text("no archive at all")
+    np.savez(cwd / "lacking.npz", train_images=np.zeros((3, 8, 8), np.uint8))
+    save_cells(cwd / "floats.npz", train_images=np.zeros((30, 8, 12)))
+    (cwd / "text.png").write_text("no picture at all")
+    Image.fromarray(TEST.images[0, 0]).save(cwd / "good.png")
+    (cwd / "short.png").write_bytes((cwd / "good.png").read_bytes()[:60])
+    np.save(cwd / "good.npy", TEST.images[0])
+    np.save(cwd / "large.npy", np.zeros((9, 8), np.uint8))
+    np.save(cwd / "floats.npy", np.zeros((8, 8)))
+    np.save(cwd / "objects.npy", np.array([{}]))
+    (cwd / "text.npy").write_text("no array at all")
+    (cwd / "yaml.toml").write_text("lr: 0.1")
+    (cwd / "typo.toml").write_text("[training]\nlearning_rate = 0.1")
+    (cwd / "file").write_text("in the way of a folder")
+    return cwd
+
+
+def train(*settings):
+    return ["train", *(word for setting in settings for word in ("--set", setting))]
+
+
+ERRORS = [
+    # wrong usage
+    (["train", "--data", "digits", "--epochs", "0"], 2, r"training\.epochs is 0; it must be at least 1"),
+    (train("model.patch_size=3"), 2, "image_size 8×8 is not a multiple of patch_size 3"),
+    (train("model.num_heads=5"), 2, "num_heads 5 does not divide dim 64"),
+    (train("model.dimm=5"), 2, r"unknown key in \[model\] 'dimm': did you mean 'dim'"),
+    (train("modle.dim=5"), 2, "unknown config table 'modle': did you mean 'model'"),
+    (train("model.dim=wide"), 2, r"model\.dim must be of type int, like .*, not 'wide'"),
+    (train("training.lr=true"), 2, r"training\.lr must be of type .*, like .*, not True"),
+    (train("training.lr=inf"), 2, "lr"),
+    (train("model.mlp_ratio=inf"), 2, "mlp_ratio"),
+    (train("training.lr"), 2, r"is not of the form table\.key=value"),
+    (["train", "--seed", "-1"], 2, r"training\.seed is -1; it must be at least 0"),
+    (["train", "--config", "nowhere.toml"], 2, r"cannot read the config nowhere\.toml: No such file"),
+    (["train", "--config", "yaml.toml"], 2, r"yaml\.toml is not a TOML file"),
+    (["train", "--config", "typo.toml"], 2, r"unknown key in \[training\] 'learning_rate'"),
+    (["train", "--resume"], 2, "there is no run in runs/ to resume: name its folder with --out"),
+    (["train", "--resume", "--out", "empty"], 2, "empty holds no run to resume"),
+    (["train", "--out", "RUN"], 2, "holds a run already: go on with it by --resume, or choose another --out"),
+    (["train", "--device", "gpu"], 2, "GPU"),
+    (["eval", "RUN", "--device", "gpu"], 2, "GPU"),
+    (["predict", "RUN", "good.npy", "--top", "0"], 2, "--top is 0; it must be at least 1"),
+    (["predict", "RUN", "good.npy", "--attention", "out.xyz"], 2, "xyz"),
+    (["summary", "vit_bas_patch16_224"], 2, "unknown model 'vit_bas_patch16_224': names are vit_SIZE_patchP_R"),
+    (["summary", "vit_base_patch16_225"], 2, "image_size 225×225 is not a multiple of patch_size 16"),
+    (["summary", "nowhere.toml"], 2, r"cannot read the config nowhere\.toml"),
+    (["summary", "typo.toml"], 2, "unknown key"),
+    (["summary", "empty"], 2, r"cannot read the config empty/config\.toml"),
+    # bad data or file
+    (["train", "--data", "digit"], 3, "unknown dataset 'digit': did you mean 'digits'"),
+    (["train", "--data", "nowhere.npz"], 3, r"nowhere\.npz does not exist"),
+    (["train", "--data", "short.npz"], 3, r"short\.npz cannot be read as an \.npz file"),
+    (["train", "--data", "text.npz"], 3, r"text\.npz cannot be read as an \.npz file"),
+    (["train", "--data", "lacking.npz"], 3, r"lacking\.npz lacks train_labels, val_images"),
+    (["train", "--data", "floats.npz"], 3, r"floats\.npz: the training images must be uint8"),
+    (["train", "--data", "good.png"], 3, r"good\.png is not an \.npz file"),
+    (["eval", "nowhere"], 3, "nowhere does not exist"),
+    (["eval", "empty"], 3, r"empty holds neither model\.safetensors nor a checkpoint"),
+    (["eval", "flipped.safetensors"], 3, r"flipped\.safetensors is damaged"),
+    (["eval", "short.safetensors"], 3, r"short\.safetensors is damaged"),
+    (["eval", "text.safetensors"], 3, r"text\.safetensors"),
+    (["eval", "other.safetensors"], 3, r"other\.safetensors holds no model"),
+    (
+        ["eval", "RUN", "--data", "good.npz"],
+        3,
+        r"good has images of \(3, 8, 12\) \(C, H, W\), but .* takes \(1, 8, 8\)",
+    ),
+    (["predict", "flipped.safetensors", "good.png"], 3, r"flipped\.safetensors is damaged"),
+    (["predict", "RUN", "nowhere.png"], 3, r"there is no image file nowhere\.png"),
+    (["predict", "RUN", "empty"], 3, "there is no image file empty"),
+    (["predict", "RUN", "text.png"], 3, r"text\.png cannot be read as an image"),
+    (["predict", "RUN", "short.png"], 3, r"short\.png cannot be read as an image"),
+    (["predict", "RUN", "text.npy"], 3, r"text\.npy cannot be read as an \.npy file"),
+    (["predict", "RUN", "objects.npy"], 3, r"objects\.npy cannot be read as an \.npy file"),
+    (["predict", "RUN", "large.npy"], 3, r"large\.npy holds uint8 \(1, 9, 8\); the model takes uint8 \(1, 8, 8\)"),
+    (["predict", "RUN", "floats.npy"], 3, r"floats\.npy holds float64"),
+    (["predict", "RUN", "good.png", "text.png", "--attention", "a.png"], 3, r"text\.png cannot be read"),
+    (["predict", "RUN", "good.npy", "--attention", "nowhere/a.png"], 3, "nowhere/a.png"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), ERRORS, ids=lambda v: " ".join(v) if type(v) is list else "")
+def test_an_error_is_one_sentence_an_exit_code_and_nothing_on_disk(tinyvit, bad_files, run, arguments, code, message):
+    if "gpu" in arguments and tv.gpu_available():
+        pytest.skip("there is a GPU")
+    before = {path: path.stat().st_mtime_ns for folder in (bad_files, run) for path in folder.rglob("*")}
+    arguments = [str(run) if argument == "RUN" else argument for argument in arguments]
+    given, out, err = tinyvit(*arguments)
+    assert (given, out) == (code, "")
+    assert err.startswith("tinyvit: ")
+    assert err.count("\n") == 1
+    assert re.search(message, err), err
+    assert {path: path.stat().st_mtime_ns for folder in (bad_files, run) for path in folder.rglob("*")} == before
+    with pytest.raises(tuple(cli.EXIT_CODES)):
+        cli.main([*arguments, "--debug"])
+
+
+@pytest.mark.parametrize("out", ["file", "file/run"])
+def test_a_file_in_the_place_of_the_runs_folder_is_an_error_and_stays(tinyvit, bad_files, out):
+    code, _, err = tinyvit("train", *QUICK, "--out", out)
+    assert code in (2, 3)
+    assert err.count("\n") == 1
+    assert "file" in err
+    assert (bad_files / "file").read_text() == "in the way of a folder"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["train", "--epochs", "ten"], "argument --epochs: invalid int value: 'ten'"),
+        (["train", "--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
+        (["train", "--epoch-count", "3"], "unrecognized arguments: --epoch-count"),
+        (["eval"], "the following arguments are required: RUN"),
+        (["predict", "here"], "the following arguments are required: IMAGE"),
+        (["summary"], "the following arguments are required: MODEL"),
+    ],
+    ids=" ".join,
+)
+def test_a_command_line_that_makes_no_sense_is_told_how_it_would(tinyvit, cwd, arguments, message):
+    code, out, err = tinyvit(*arguments)
+    assert (code, out, os.listdir()) == (2, "", [])
+    assert err.startswith("usage: tinyvit ")
+    assert message in err
+
+
+def test_a_seed_cannot_change_on_the_way(tinyvit, run):
+    before = (run / "config.toml").read_bytes()
+    code, out, err = tinyvit("train", "--resume", "--out", run, "--seed", "1")
+    assert (code, out) == (3, "")
+    assert "started with seed 0 and cannot go on with 1" in err
+    assert (run / "config.toml").read_bytes() == before
+
+
+@pytest.mark.parametrize("setting", ["training.lr=1e30", "training.weight_decay=1e38"])
+def test_a_loss_that_is_no_number_is_exit_code_4_and_one_sentence(tinyvit, cwd, setting):
+    with warnings.catch_warnings(record=True) as caught:  # the command would print them
+        warnings.simplefilter("always")
+        code, _, err = tinyvit("train", *QUICK, "--epochs", "5", "--set", setting, "--out", "r")
+    assert code == 4
+    assert "the loss is not finite at step" in err
+    assert "lower training.lr" in err
+    assert (err.count("\n"), caught) == (1, [])
+    assert not (cwd / "r" / "model.safetensors").exists()
+
+
+def test_attention_without_matplotlib_says_what_to_install(tinyvit, run, cwd, monkeypatch):
+    np.save("a.npy", TEST.images[0])
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, out, err = tinyvit("predict", run, "a.npy", "--attention", "look.png")
+    assert (code, out) == (2, "")
+    assert err == "tinyvit: --attention needs matplotlib: pip install 'tinyvit[vision]'\n"
+
+
+def test_an_image_without_pillow_says_what_to_install(tinyvit, run, cwd, monkeypatch):
+    Image.fromarray(TEST.images[0, 0]).save("a.png")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    code, _, err = tinyvit("predict", run, "a.png")
+    assert code == 3
+    assert "needs Pillow: pip install 'tinyvit[vision]'" in err
+
+
+def test_debug_shows_where_an_error_came_from(cwd):
+    with pytest.raises(CheckpointError):
+        cli.main(["eval", "nowhere", "--debug"])
+    with pytest.raises(ConfigError):
+        cli.main(["train", "--debug", "--set", "model.dim=5.5"])
+
+
+def test_a_model_without_layers_or_class_token_can_be_trained_and_drawn(tinyvit, cwd):
+    for i, settings in enumerate((["model.depth=0"], ["model.class_token=false", "model.pool=mean"])):
+        code, out, err = tinyvit("train", *QUICK, *train(*settings)[1:], "--out", f"r{i}")
+        assert (code, err) == (0, "")
+        assert f"files in r{i}/" in out

@@ -1,0 +1,261 @@
+"""What the study room shows is what is there: counts are the model's, maps are its attention, pictures are drawn."""
+
+import json
+import re
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import tinyvit as tv
+from tinyvit.data import preprocess
+from tinyvit.study import draw_attention, draw_curves, summary, to_text
+from tinyvit.study.pictures import attention_maps
+from tinyvit.training import Config, DataConfig, TrainedModel
+
+# --------------------------------------------------------------------------------------------------------- summary
+
+
+@st.composite
+def configs(draw):
+    patch, heads = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    class_token, position = draw(st.booleans()), draw(st.sampled_from(["learned", "sincos"]))
+    return tv.ViTConfig(
+        image_size=(patch * draw(st.integers(1, 3)), patch * draw(st.integers(1, 3))),
+        patch_size=patch,
+        channels=draw(st.integers(1, 4)),
+        num_classes=draw(st.integers(1, 12)),
+        dim=heads * 4 * draw(st.integers(1, 3)),
+        depth=draw(st.integers(0, 3)),
+        num_heads=heads,
+        mlp_ratio=draw(st.floats(0.3, 4)),
+        pool=draw(st.sampled_from(["cls", "mean"])) if class_token else "mean",
+        class_token=class_token,
+        register_tokens=draw(st.integers(0, 3)),
+        position=position,
+        qkv_bias=draw(st.booleans()),
+        layer_scale=draw(st.sampled_from([0.0, 1e-4])),
+    )
+
+
+PARTS = {  # a row's name: the parameters that it counts
+    "Patch Embedding": r"patch_embed\.",
+    "Class Token": "cls_token",
+    "Positional Encoding": "pos_embed",
+    "Register Tokens": "reg_token",
+    "MHSA": r"blocks\.\d+\.attn\.",
+    "FFN": r"blocks\.\d+\.mlp\.",
+    "norms": r"blocks\.\d+\.(norm|ls)[12]\.",
+    "Final LayerNorm": r"norm\.",
+    "Classifier Head": r"head\.",
+}
+
+
+def evaluated(formula, config):
+    """The value of a formula of the table, read as it is written."""
+    values = {
+        "P": config.patch_size, "C": config.channels, "D": config.dim, "L": config.depth, "N": config.num_patches,
+        "K": config.num_classes, "M": config.mlp_hidden, "R": config.register_tokens,
+    }  # fmt: skip
+    code = formula.replace(" LayerScale", "").replace("²", "**2").replace("·", "*")
+    return eval(re.sub(r"(\d)([A-Z])", r"\1*\2", code) or "0", values)
+
+
+@given(configs())
+def test_each_row_counts_the_parameters_of_the_real_model_and_so_does_its_formula(config):
+    model, rows = tv.ViT(config), summary(config)
+    assert sum(row.parameters for row in rows) == model.num_parameters
+    sizes = {name: p.size for name, p in model.named_parameters()}
+    for row in rows[1:]:
+        pattern = PARTS[row.layer.rpartition(": ")[2]]
+        assert row.parameters == sum(size for name, size in sizes.items() if re.match(pattern, name)), row
+        assert row.parameters == evaluated(row.formula, config), row
+    assert {row.layer for row in rows} >= {"Input Image", "Patch Embedding", "Positional Encoding", "Classifier Head"}
+
+
+@given(configs())
+def test_each_row_takes_what_the_row_before_gives_as_the_real_model_does(config):
+    rows = summary(config)
+    for row, following in pairwise(rows[1:-1]):
+        assert row.output == following.input, (row, following)
+    tokens = tv.ViT(config).features(np.zeros((1, config.channels, config.height, config.width), np.float32))
+    assert rows[-2].output == f"{tokens.shape[1]} × {tokens.shape[2]}"
+    assert rows[-1].output == str(config.num_classes)
+
+
+@pytest.mark.parametrize(  # the numbers that timm reports
+    ("name", "parameters"),
+    [
+        ("vit_tiny_patch16_224", 5_717_416),
+        ("vit_small_patch16_224", 22_050_664),
+        ("vit_base_patch16_224", 86_567_656),
+        ("vit_large_patch16_224", 304_326_632),
+        ("vit_huge_patch14_224", 632_045_800),
+    ],
+)
+def test_the_named_models_have_the_sizes_of_the_literature(name, parameters):
+    assert sum(row.parameters for row in summary(tv.ViTConfig.named(name))) == parameters
+
+
+def test_the_text_is_a_table_with_aligned_columns_and_the_total_below():
+    rows = summary(tv.ViTConfig.named("vit_base_patch16_224"))
+    lines = to_text(rows).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert len(lines) == len(rows) + 4  # a header, a total and two rules
+    assert lines[0].split()[0] == "Layer"
+    assert set(lines[1]) == set(lines[-2]) == {"─"}
+    assert lines[-1].split() == ["Total", "86,567,656"]
+    for row, line in zip(rows, lines[2:], strict=False):
+        assert line.startswith(row.layer)
+        assert line.endswith(f" {row.parameters:,}")
+
+
+# -------------------------------------------------------------------------------------------------- attention maps
+
+
+def trained_model(channels=1, height=8, width=12, seed=0, **changes):
+    sizes = {"patch_size": 4, "num_classes": 3, "dim": 16, "depth": 2, "num_heads": 2}
+    config = tv.ViTConfig(image_size=(height, width), channels=channels, **{**sizes, **changes})
+    rng = np.random.default_rng(seed)
+    model = tv.ViT(config, rng)
+    model.load_state_dict({k: v + 0.5 * rng.standard_normal(v.shape) for k, v in model.state_dict().items()})
+    data = DataConfig(mean=(0.4,) * channels, std=(0.3,) * channels)
+    return TrainedModel(model.eval(), Config(config, data), ("a", "b", "c"), "nowhere")
+
+
+def images_for(trained, n=3):
+    c = trained.config.model
+    return np.random.default_rng(1).integers(0, 256, (n, c.channels, c.height, c.width)).astype(np.uint8)
+
+
+def attention_by_hand(trained, images):
+    """softmax(Q · Kᵀ / √d_k) of the first layer in float64, from the weights alone: (n, h, T, T)."""
+    model, h = trained.model, trained.config.model.num_heads
+    p = {name: array.astype(np.float64) for name, array in model.state_dict().items()}
+    x = model.embed(preprocess(images, trained.config.data.mean, trained.config.data.std)).numpy().astype(np.float64)
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    x = x * p["blocks.0.norm1.weight"] + p["blocks.0.norm1.bias"]
+    n, T, D = x.shape
+    qkv = x @ p["blocks.0.attn.qkv.weight"].T + p["blocks.0.attn.qkv.bias"]
+    q, k, _ = qkv.reshape(n, T, 3, h, D // h).transpose(2, 0, 3, 1, 4)
+    weights = np.exp(q @ k.swapaxes(-1, -2) / np.sqrt(D // h))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+VARIANTS = [
+    {},
+    {"register_tokens": 2},
+    {"pool": "mean"},
+    {"pool": "mean", "class_token": False},
+    {"pool": "mean", "class_token": False, "register_tokens": 1},
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_the_maps_are_what_the_pooled_token_reads_of_each_patch(changes):
+    trained = trained_model(**changes)
+    images, config = images_for(trained), trained.config.model
+    maps = attention_maps(trained, images)
+    assert maps.shape == (3, 2, 2, 3)
+    prefix = config.num_prefix_tokens
+    attention = attention_by_hand(trained, images).mean(axis=1)
+    reads = attention[:, 0] if config.pool == "cls" else attention[:, prefix:].mean(axis=1)
+    np.testing.assert_allclose(maps[:, 0], reads[:, prefix:].reshape(3, 2, 3), rtol=1e-4)
+    assert (maps > 0).all()
+    shares = maps.sum(axis=(2, 3))
+    if prefix:
+        assert ((shares > 0) & (shares < 1)).all()  # the rest goes to the class token and the registers
+    else:
+        np.testing.assert_allclose(shares, 1, rtol=1e-5)
+
+
+def test_the_maps_of_a_later_layer_follow_the_layers_before_it():
+    trained = trained_model(depth=2)
+    images = images_for(trained)
+    before = attention_maps(trained, images)
+    trained.model.blocks[0].mlp.fc2.weight.data[...] = 0
+    after = attention_maps(trained, images)
+    np.testing.assert_array_equal(before[:, 0], after[:, 0])
+    assert (before[:, 1] != after[:, 1]).any()
+
+
+def test_looking_records_nothing():
+    trained = trained_model()
+    attention_maps(trained, images_for(trained))
+    assert all(p.grad is None for p in trained.model.parameters())
+
+
+# -------------------------------------------------------------------------------------------------------- pictures
+
+
+def picture(path):
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("n", [1, 3])
+def test_attention_is_drawn_as_a_row_an_image_and_a_column_a_layer(tmp_path, channels, n):
+    trained = trained_model(channels)
+    draw_attention(trained, images_for(trained, n), tmp_path / "a.png")
+    pixels = picture(tmp_path / "a.png")
+    assert pixels.shape == (round((1.4 * n + 0.3) * 120), round(1.3 * 3 * 120), 3)
+    thirds = np.array_split((pixels.max(axis=2) - pixels.min(axis=2)) > 30, 3, axis=1)  # where there is colour
+    assert all(third.any() for third in thirds[1:])
+    assert thirds[0].any() == (channels >= 3)
+
+
+def test_attention_of_a_model_without_layers_is_drawn_as_the_images_alone(tmp_path):
+    trained = trained_model(depth=0)
+    assert attention_maps(trained, images_for(trained)).shape == (3, 0, 2, 3)
+    draw_attention(trained, images_for(trained), tmp_path / "a.png")
+    assert picture(tmp_path / "a.png").std() > 10
+
+
+EPOCH = {"event": "epoch", "loss": 2.0, "train_accuracy": 0.5, "lr": 1e-3, "seconds": 1.0}
+VALIDATION = {"validation_loss": 1.5, "validation_accuracy": 0.6}
+FINAL = {"event": "final", "test_accuracy": 0.7, "seconds": 3.0}
+
+
+def write_metrics(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_curves_are_drawn_of_all_that_the_metrics_hold(tmp_path):
+    epochs = [{**EPOCH, "epoch": i, "loss": 2.0 / i} for i in (1, 2, 3)]
+    validated = [{**epoch, **VALIDATION} for epoch in epochs]
+    drawn = []
+    for i, records in enumerate((epochs, validated, [*validated, FINAL], epochs[:1])):
+        draw_curves(write_metrics(tmp_path / "metrics.jsonl", *records), tmp_path / f"{i}.png")
+        drawn.append(picture(tmp_path / f"{i}.png"))
+    assert all(pixels.shape == (384, 1200, 3) for pixels in drawn)
+    assert (drawn[0] != drawn[1]).any()  # with the validation
+    accuracy = slice(400, 800)
+    assert (drawn[1][:, accuracy] != drawn[2][:, accuracy]).any()  # with the star of the test accuracy
+    for other in (slice(0, 390), slice(810, 1200)):
+        np.testing.assert_array_equal(drawn[1][:, other], drawn[2][:, other])
+
+
+@pytest.mark.parametrize("records", [[], [FINAL]], ids=["empty", "no epoch"])
+def test_metrics_without_an_epoch_are_refused_and_nothing_is_drawn(tmp_path, records):
+    metrics = write_metrics(tmp_path / "metrics.jsonl", *records)
+    with pytest.raises(ValueError, match=r"metrics\.jsonl holds no epoch to draw"):
+        draw_curves(metrics, tmp_path / "a.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_pictures_need_matplotlib_and_the_rest_does_not(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    trained = trained_model()
+    with pytest.raises(ImportError):
+        draw_attention(trained, images_for(trained), tmp_path / "a.png")
+    with pytest.raises(ImportError):
+        draw_curves(write_metrics(tmp_path / "m.jsonl", {**EPOCH, "epoch": 1}), tmp_path / "a.png")
+    assert attention_maps(trained, images_for(trained)).shape == (3, 2, 2, 3)
+    assert not (tmp_path / "a.png").exists()
