@@ -20,7 +20,8 @@ TAIL = (
     4.355265359817883e-05, 0.00017436477257256738, 2.7560352756678313e-05, -2.7640727821912852e-05,
     -1.4166339069117108e-05, 1.859427387429402e-06, 4.146302183268488e-06, -2.22812957637235e-07,
 )  # fmt: skip
-# float32: erf(x) = x · P(x²)/Q(x²) for |x| ≤ 4.03; from 3.92 on float32's erf is 1
+# float32: erf(x) = x · P(x²)/Q(x²) for |x| ≤ SATURATED, where the quotient gives 1 to the last bit, as erf does
+SATURATED = np.float32(3.9626408)
 NUMERATOR = (
     1.1283791461431405, 0.19040679931667712, 0.05274877039778655,
     0.003765630799164983, 0.0002848829441211368, 2.0500841981562553e-06,
@@ -46,11 +47,12 @@ def erf(x: Any) -> Any:
 
 
 def _erf_single(x: Any) -> Any:
-    x = np.clip(x, np.float32(-4.03), np.float32(4.03))
+    x = np.clip(x, -SATURATED, SATURATED)
     square = x * x
     ratio = _polynomial(NUMERATOR, square)
     ratio /= _polynomial(DENOMINATOR, square)
-    return np.clip(x * ratio, np.float32(-1), np.float32(1))
+    ratio *= x
+    return ratio
 
 
 def _erf_double(x: Any) -> Any:
@@ -63,8 +65,9 @@ def _erf_double(x: Any) -> Any:
 
 def _polynomial(coefficients: tuple[float, ...], x: Any) -> Any:
     """Horner's rule, in place: c₀ + c₁x + c₂x² + …"""
-    total = np.full_like(x, coefficients[-1])
-    for c in coefficients[-2::-1]:
-        total *= x
+    total = x * x.dtype.type(coefficients[-1])
+    for c in coefficients[-2:0:-1]:
         total += x.dtype.type(c)
+        total *= x
+    total += x.dtype.type(coefficients[0])
     return total

@@ -59,22 +59,29 @@ def _gelu_gate_slope(F: Any, x: Any, gate: Any, approximate: str) -> Any:
     return 2 * gate * (1 - gate) * inner  # with gate = (1 + tanh u)/2: (1 − tanh² u)/2 · u′
 
 
-@primitive
+def gelu_twin(F: Any, x: Any, approximate: str = "none") -> Any:
+    """x · Φ(x)."""
+    return x * _gelu_gate(F, x, approximate)
+
+
+@primitive(twin=gelu_twin)
 def gelu(xp, x, approximate="none"):
     """x · Φ(x), with Φ the normal distribution (Hendrycks & Gimpel 2016).
 
     `approximate`: "none" computes Φ by erf, "tanh" by ½(1 + tanh √(2/π)(x + 0.044715x³)), "quick" by σ(1.702x).
     """
-    return x * _gelu_gate(xp, x, approximate)
+    gate = _gelu_gate(xp, x, approximate)
+    return x * gate, gate
 
 
-def _gelu_rule(F, gy, x, approximate):
-    """∂L/∂x = ∂L/∂y · (Φ(x) + x · Φ′(x))."""
-    gate = _gelu_gate(F, x, approximate)
-    return gy * (gate + x * _gelu_gate_slope(F, x, gate, approximate))
-
-
-gelu.gradients(x=_gelu_rule)
+@gelu.gradient
+def _gelu_rule(xp, gy, x, approximate, residue):
+    """∂L/∂x = ∂L/∂y · (Φ(x) + x · Φ′(x)); Φ(x), the costly part, is kept from the forward."""
+    slope = _gelu_gate_slope(xp, x, residue, approximate)
+    slope *= x
+    slope += residue
+    slope *= gy
+    return (slope,)
 
 
 @primitive
