@@ -183,7 +183,7 @@ def _progress(trainer: Trainer) -> Iterator[tuple[Any, Any]]:
     """A tqdm bar on a terminal, plain lines elsewhere."""
     steps = trainer.epochs * len(trainer.loader)
     every = max(1, trainer.epochs // PRINTED_EPOCHS)
-    with tqdm(total=steps, initial=trainer.step, unit="step", disable=not sys.stderr.isatty(), leave=False) as bar:
+    with tqdm(total=steps, initial=trainer.step, unit="step", disable=not sys.stderr.isatty()) as bar:
 
         def on_record(record: dict[str, Any]) -> None:
             if record["event"] != "epoch":

@@ -99,7 +99,7 @@ class Primitive:
                 arrays.append(argument)
                 parents.append(None)
         xp = namespace_of(*arrays)
-        y = self._run(xp, arrays)
+        y = self._run_variadic(xp, arrays) if self.variadic else self.forward(xp, *arrays)
         residue = None
         if self.has_residue:
             y, residue = y
@@ -111,13 +111,11 @@ class Primitive:
         if y.dtype.kind not in "fc":
             return Tensor(y)  # integers and bools are steps: their gradient is zero wherever it exists
         node = Node(self, tuple(parents), y.shape, y.dtype)
-        result = Tensor(y, node, _shared_version(xp, y, arguments))
+        result = Tensor(y, node, None if y.base is None else _shared_version(xp, y, arguments))
         self._save(node, tracked, arguments, arrays, y, residue, result.version)
         return result
 
-    def _run(self, xp: Namespace, arrays: Sequence[Any]) -> Any:
-        if not self.variadic:
-            return self.forward(xp, *arrays)
+    def _run_variadic(self, xp: Namespace, arrays: Sequence[Any]) -> Any:
         inputs = len(arrays) - len(self.names)
         return self.forward(xp, *arrays[:inputs], **dict(zip(self.names, arrays[inputs:], strict=True)))
 
