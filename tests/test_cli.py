@@ -349,6 +349,14 @@ def test_summary_of_a_run_or_its_config_is_that_of_its_model(tinyvit, run):
     assert answer["parameters"] == load_trained(run).model.num_parameters
 
 
+def test_summary_of_a_run_does_not_need_its_data(tinyvit, cwd, no_pictures):
+    path = save_cells(cwd / "cells.npz")
+    assert tinyvit("train", *QUICK, "--data", path, "--out", "r")[0] == 0
+    expected = tinyvit("summary", "r")
+    path.unlink()
+    assert tinyvit("summary", "r") == expected
+
+
 def test_summary_of_a_config_that_leaves_things_open_is_that_of_the_model_it_trains(tinyvit, cwd, no_pictures):
     (cwd / "mine.toml").write_text("[model]\ndepth = 1\n")
     assert tinyvit("train", "--config", "mine.toml", *QUICK[2:], "--out", "r")[0] == 0

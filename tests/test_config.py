@@ -1,5 +1,6 @@
 """The config: where its values come from, what it refuses and in which words, and its way through a TOML file."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -158,6 +159,12 @@ WRONG_VALUES += [("model", "image_size", value) for value in (["8", 8], [8.5, 8]
 def test_a_value_of_another_type_is_refused_by_name(table, key, value):
     with pytest.raises(ConfigError, match=rf"{table}\.{key} must be .*not "):
         merge({table: {key: value}})
+
+
+@pytest.mark.parametrize("key", ["training.lr", "training.epochs", "data.mean"])
+def test_a_whole_number_of_any_size_is_a_value_or_a_config_error(key):
+    with contextlib.suppress(ConfigError):
+        merge(as_tables(key, [10**400] if key == "data.mean" else 10**400))
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -14,7 +14,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from tinyvit import cli
-from tinyvit.data import Loader, load_dataset
+from tinyvit.data import AUGMENTATIONS, Loader, load_dataset
 from tinyvit.training import (
     CheckpointError,
     ConfigError,
@@ -183,15 +183,16 @@ def test_a_finished_run_resumed_says_the_same_again_and_can_be_given_more_epochs
         ({"training": {"seed": 1}}, "started with seed 0 and cannot go on with 1"),
         ({"model": {"dim": 32}}, "does not fit this config: .*shape"),
         ({"training": {"optimizer": "sgd"}}, "does not fit this config: .*SGD"),
+        ({"data": {"batch_size": 40}}, "batch_size"),  # the second of 3 batches would be one of 1
     ],
-    ids=["seed", "model", "optimizer"],
+    ids=["seed", "model", "optimizer", "batch size"],
 )
 def test_a_run_cannot_go_on_as_another_and_stays_as_it_is(tmp_path, tables, change, message):
     with pytest.raises(Interrupted):
-        Run(tables, tmp_path, "cpu").train(stop_at(4))
+        Run(tables, tmp_path, "cpu").train(stop_at(5))
     before = contents(tmp_path)
-    with pytest.raises(CheckpointError, match=message):
-        Run(merge(tables, change), tmp_path, "cpu", resume=True)
+    with pytest.raises((CheckpointError, ConfigError), match=message):
+        Run(merge(tables, change), tmp_path, "cpu", resume=True).train()
     assert contents(tmp_path) == before
 
 
@@ -436,4 +437,7 @@ def test_a_trainer_is_built_just_as_the_config_says(cells, tables):
     assert (trainer.label_smoothing, trainer.clip_norm, trainer.accumulate, trainer.ema) == (0.3, 0.5, 3, None)
     assert (loader.batch_size, loader.shuffle, loader.augment, loader.seed, trainer.seed) == (16, True, None, 9, 9)
     assert (trainer.epochs, validation.split, validation.shuffle) == (EPOCHS, dataset.validation, False)
-    assert make_trainer(resolve(tables, dataset), dataset).ema.decay == 0.9
+    other = make_trainer(resolve(tables, dataset), dataset)
+    assert (other.ema.decay, other.loader.augment) == (0.9, AUGMENTATIONS["affine"])
+    ours, theirs = (t.model.patch_embed.proj.weight.numpy() for t in (trainer, other))
+    assert (ours != theirs).any()  # of seeds 9 and 0

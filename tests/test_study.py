@@ -13,6 +13,7 @@ from PIL import Image
 
 import tinyvit as tv
 from tinyvit.data import preprocess
+from tinyvit.engine import tape
 from tinyvit.study import draw_attention, draw_curves, summary, to_text
 from tinyvit.study.pictures import attention_maps
 from tinyvit.training import Config, DataConfig, TrainedModel
@@ -183,10 +184,12 @@ def test_the_maps_of_a_later_layer_follow_the_layers_before_it():
     assert (before[:, 1] != after[:, 1]).any()
 
 
-def test_looking_records_nothing():
-    trained = trained_model()
+def test_looking_records_nothing(monkeypatch):
+    trained, recording = trained_model(), []
+    embed = trained.model.embed
+    monkeypatch.setattr(trained.model, "embed", lambda x: (recording.append(tape.mode.recording), embed(x))[1])
     attention_maps(trained, images_for(trained))
-    assert all(p.grad is None for p in trained.model.parameters())
+    assert recording == [False]
 
 
 # -------------------------------------------------------------------------------------------------------- pictures

@@ -7,6 +7,7 @@ import pytest
 
 import tinyvit as tv
 from tinyvit.data import Loader, RandomAffine, Split, digits
+from tinyvit.engine import tape
 from tinyvit.training import (
     EMA,
     SGD,
@@ -19,7 +20,9 @@ from tinyvit.training import (
     cosine,
     evaluate,
     load_checkpoint,
+    predict,
     save_checkpoint,
+    top_k,
 )
 
 DIGITS = digits()
@@ -195,7 +198,32 @@ def test_evaluation_weighs_every_image_alike_and_puts_the_mode_back():
         assert model.training is model.blocks[0].attn.training is mode
         assert scores["loss"] == pytest.approx(smoothed_cross_entropy(logits, labels, 0), rel=1e-5)
         assert scores["accuracy"] == (logits.argmax(axis=1) == labels).mean()
-    assert all(p.grad is None for p in model.parameters())
+
+
+def test_evaluation_and_prediction_record_nothing(monkeypatch):
+    model, recording = model_of(), []
+    features = model.features
+    monkeypatch.setattr(model, "features", lambda x: (recording.append(tape.mode.recording), features(x))[1])
+    evaluate(model, Loader(part(5), 4, **NORMALISED))
+    predict(model, part(5).images, **NORMALISED, batch_size=4)
+    assert recording == [False] * 4
+
+
+def test_predictions_are_probabilities_whatever_the_batch_and_the_mode():
+    model, images = model_of(filled=True, dropout=0.5), part(5).images
+    p = predict(model, images, **NORMALISED, batch_size=2)
+    assert (p.shape, p.dtype) == ((5, 10), np.float32)
+    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(p, predict(model, images, **NORMALISED), rtol=1e-5)
+    scores = evaluate(model, Loader(part(5), 5, **NORMALISED))
+    assert scores["loss"] == pytest.approx(-np.log(p[np.arange(5), part(5).labels]).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 9])
+def test_the_likeliest_classes_come_first_and_equals_in_their_order(k):
+    answers = top_k(np.array([[0.2, 0.6, 0.2], [0.0, 0.0, 1.0]]), ["a", "b", "c"], k)
+    assert ["".join(answer["class"] for answer in row) for row in answers] == ["bac"[:k], "cab"[:k]]
+    assert [answer["probability"] for answer in answers[0]] == [0.6, 0.2, 0.2][:k]
 
 
 @pytest.mark.parametrize("reload", [False, True], ids=["in one go", "from a checkpoint after each epoch"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import shlex
 import signal
 import sys
@@ -34,8 +35,8 @@ from tinyvit.training import (
     predict,
     top_k,
 )
-from tinyvit.training.config import merge, parse_assignments, read_toml, resolve
-from tinyvit.training.run import continue_config, evaluation_loader
+from tinyvit.training.config import merge, parse_assignments, read_toml
+from tinyvit.training.run import continue_config, evaluation_loader, read_model_config
 from tinyvit.vit import ViTConfig
 
 GOOD, CHECK_FAILED, WRONG_USAGE, BAD_DATA, NON_FINITE = 0, 1, 2, 3, 4
@@ -55,7 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code (the list is in the README)."""
     options = _parser().parse_args(arguments)
     try:
-        return int(options.command(options))
+        code = int(options.command(options))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `tinyvit summary … | head`: whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except tuple(EXIT_CODES) as error:
         if options.debug:
             raise
@@ -296,8 +302,7 @@ def _model_config(model: str) -> ViTConfig:
     if path.is_dir():
         path = path / "config.toml"
     if path.suffix == ".toml":
-        tables = merge(read_toml(path))
-        return resolve(tables, load_dataset(tables["data"].get("name", "digits"))).model
+        return read_model_config(path)
     try:
         return ViTConfig.named(model)
     except ValueError as error:

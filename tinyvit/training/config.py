@@ -21,7 +21,7 @@ from typing import Any
 import tomli_w
 
 from tinyvit.data import AUGMENTATIONS, Dataset
-from tinyvit.data.datasets import unknown_name
+from tinyvit.data.datasets import DATASETS, unknown_name
 from tinyvit.training.optim import OPTIMIZERS
 from tinyvit.training.schedules import SCHEDULES
 from tinyvit.vit import ViTConfig
@@ -60,7 +60,7 @@ class TrainingConfig:
         weight_decay: of weight matrices; biases, norms, tokens and positions have none.
         momentum: of "sgd".
         schedule: "cosine", "constant" or "step" (a tenth at 60 % and at 85 % of the run).
-        warmup_epochs: of linear warm-up, before the schedule's own course.
+        warmup_epochs: of linear warm-up, before the schedule's own course; at most a tenth of the epochs if not given.
         label_smoothing: share of a target that is spread over all classes.
         clip_norm: largest joint norm of the gradients; 0 for no clipping.
         accumulate: parts that a batch is cut into, swept one after the other to save memory.
@@ -186,9 +186,13 @@ def _number(table: str, key: str, value: Any, kind: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, kind)):
         default = getattr(_TABLES[table], key)
         raise ConfigError(f"{table}.{key} must be of type {kind.__name__}, like {default!r}, not {value!r}")
-    if not math.isfinite(value):
+    try:
+        number = kind(value)
+    except OverflowError:
+        number = math.inf
+    if kind is float and not math.isfinite(number):
         raise ConfigError(f"{table}.{key} is {value}; it must be finite")
-    return kind(value)
+    return number
 
 
 def resolve(tables: Mapping[str, Mapping[str, Any]], dataset: Dataset) -> Config:
@@ -204,11 +208,15 @@ def resolve(tables: Mapping[str, Mapping[str, Any]], dataset: Dataset) -> Config
         "num_classes": dataset.num_classes,
     }
     mean, std = dataset.statistics()
+    data = {"mean": mean, "std": std, **tables["data"]}
+    if data.get("name", "digits") not in DATASETS:
+        data["name"] = str(Path(data["name"]).resolve())  # so that it is found from another folder too
+    training = dict(tables["training"])
+    if "warmup_epochs" not in training and "epochs" in training:
+        training["warmup_epochs"] = min(TrainingConfig.warmup_epochs, training["epochs"] // 10)
     try:
         config = Config(
-            ViTConfig(**{**_SMALL_MODEL, **facts, **tables["model"]}),
-            DataConfig(**{"mean": mean, "std": std, **tables["data"]}),
-            TrainingConfig(**tables["training"]),
+            ViTConfig(**{**_SMALL_MODEL, **facts, **tables["model"]}), DataConfig(**data), TrainingConfig(**training)
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ class Run:
         self, tables: Mapping[str, Mapping[str, Any]], folder: str | Path, device: str = "auto", resume: bool = False
     ):
         self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError(f"{self.folder} is a file; choose another --out for the run's folder")
         if self.holds_run(self.folder) and not resume:
             raise ConfigError(f"{self.folder} holds a run already: go on with it by --resume, or choose another --out")
         self.dataset = load_dataset(tables["data"].get("name", "digits"))
@@ -78,6 +81,10 @@ class Run:
         """The records of the run, a JSON object a line."""
         return self.folder / "metrics.jsonl"
 
+    @property
+    def _model_path(self) -> Path:
+        return self.folder / "model.safetensors"
+
     def train(
         self,
         on_step: Callable[[Trainer], None] | None = None,
@@ -96,6 +103,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         _write_text(self.folder / "config.toml", self.config.to_toml())
         self._cut_metrics()
+        if self.trainer.epoch < self.trainer.epochs:  # a finished run that is to go on: its weights will be others
+            self._model_path.unlink(missing_ok=True)
 
         def log(record: Record) -> None:
             with self.metrics_path.open("a", encoding="utf-8") as file:
@@ -130,12 +139,9 @@ class Run:
     def _finish(self, log: Callable[[Record], None]) -> Record:
         """Keep the weights, and look at the test images: once, after every choice was made."""
         trainer = self.trainer
-        if trainer.ema:
-            with trainer.ema.applied():
-                weights = trainer.model.state_dict()
-        else:
+        with trainer.ema.applied() if trainer.ema else nullcontext():
             weights = trainer.model.state_dict()
-        save_model(self.folder / "model.safetensors", weights, {**self._about(), "kind": "model"})
+        save_model(self._model_path, weights, {**self._about(), "kind": "model"})
         final = {"event": "final", "epoch": trainer.epoch, "step": trainer.step}
         if len(self.dataset.test):
             scores = trainer.evaluate(evaluation_loader(self.config, self.dataset.test))
@@ -149,11 +155,19 @@ class Run:
         if newest is None:
             return  # interrupted before its first checkpoint: it starts again
         arrays, meta = load_checkpoint(newest)
+        self._refuse_other_steps(newest, meta["config"])
         try:
             self.trainer.load_state(arrays, meta["state"])
         except (KeyError, ValueError) as error:
             raise CheckpointError(f"{newest} does not fit this config: {error}") from error
         self.resumed_from = newest
+
+    def _refuse_other_steps(self, newest: Path, before: Mapping[str, Any]) -> None:
+        """The batches of an epoch that was begun must stay what they are."""
+        now = self.config.to_dict()
+        for key in ("batch_size", "augment", "mean", "std"):
+            if (old := before["data"][key]) != (new := now["data"][key]):
+                raise ConfigError(f"{newest} was trained with data.{key} {old} and cannot go on with {new}")
 
     def _cut_metrics(self) -> None:
         """Drop the records of epochs that will be trained again, and a last line that was not finished."""
@@ -165,7 +179,7 @@ class Run:
                 record = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if record["event"] == "epoch" and record["epoch"] <= self.trainer.epoch:
+            if record.get("event") == "epoch" and record["epoch"] <= self.trainer.epoch:
                 kept.append(line)
         _write_text(self.metrics_path, "".join(line + "\n" for line in kept))
 
@@ -283,6 +297,21 @@ def continue_config(folder: Path) -> dict[str, dict[str, Any]]:
     if not Run.holds_run(folder):
         raise ConfigError(f"{folder} holds no run to resume: there is no config.toml in it")
     return read_toml(folder / "config.toml")
+
+
+def read_model_config(path: Path) -> ViTConfig:
+    """Return the model that a config file describes: as it stands there, or, with gaps, as it would be trained.
+
+    Raises:
+        ConfigError, DataError: the file, or the data that is to fill the gaps, cannot be used.
+    """
+    tables = merge(read_toml(path))
+    if len(tables["model"]) < len(fields(ViTConfig)):
+        return resolve(tables, load_dataset(tables["data"].get("name", "digits"))).model
+    try:
+        return ViTConfig(**tables["model"])  # a run's own config is whole, and its data may be gone
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _write_text(path: Path, text: str) -> None:
