@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import warnings
 
@@ -562,3 +563,15 @@ def test_a_model_without_layers_or_class_token_can_be_trained_and_drawn(tinyvit,
         code, out, err = tinyvit("train", *QUICK, *train(*settings)[1:], "--out", f"r{i}")
         assert (code, err) == (0, "")
         assert f"files in r{i}/" in out
+
+
+def test_a_run_of_a_few_epochs_needs_no_other_setting(tinyvit, cwd, no_pictures):
+    code, _, err = tinyvit("train", "--epochs", "2", "--out", "r")
+    assert (code, err) == (0, "")
+
+
+def test_a_reader_that_stops_early_is_no_error(cwd):
+    command = f"{shlex.quote(sys.executable)} -m tinyvit.cli summary vit_base_patch16_224 | true"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert done.returncode in (0, 141)  # 0 where the table was written before the reader left
+    assert done.stderr == ""

@@ -332,3 +332,15 @@ def test_a_file_that_is_missing_or_no_toml_is_refused_by_name(tmp_path, content,
 def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="cannot read the config"):
         read_toml(tmp_path)
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(1, 0), (5, 0), (30, 3), (100, 10), (1000, 10)])
+def test_a_run_of_any_length_warms_up_for_a_tenth_of_it_at_most(epochs, warmup):
+    assert resolved({"training": {"epochs": epochs}}).training.warmup_epochs == warmup
+    assert resolved({"training": {"epochs": epochs, "warmup_epochs": 0}}).training.warmup_epochs == 0
+
+
+def test_a_file_is_named_by_its_whole_path_and_a_dataset_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolved({"data": {"name": "some/cells.npz"}}).data.name == str(tmp_path / "some" / "cells.npz")
+    assert resolved({"data": {"name": "digits"}}).data.name == "digits"

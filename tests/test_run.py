@@ -177,6 +177,22 @@ def test_a_finished_run_resumed_says_the_same_again_and_can_be_given_more_epochs
     assert [r["event"] for r in records(tmp_path)] == ["epoch"] * 5 + ["final"]
 
 
+def test_a_finished_run_that_goes_on_and_is_interrupted_is_no_longer_its_old_model(tmp_path, tables):
+    Run(tables, tmp_path, "cpu").train()
+    longer = Run(merge(tables, {"training": {"epochs": EPOCHS + 1}}), tmp_path, "cpu", resume=True)
+    with pytest.raises(Interrupted):
+        longer.train(stop_at(STEPS * EPOCHS + 1))
+    assert load_trained(tmp_path).path == checkpoint_path(tmp_path / "checkpoints", STEPS * EPOCHS + 1)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_before_anything_is_trained(tmp_path, tables):
+    path = tmp_path / "notes.txt"
+    path.write_text("mine")
+    with pytest.raises(ConfigError, match="is a file; choose another --out"):
+        Run(tables, path, "cpu")
+    assert path.read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
