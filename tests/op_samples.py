@@ -156,7 +156,7 @@ def _call(op, arguments, F, *inputs):
 for shape in [(2, 3), (), (0, 3)]:
     for op in ["negative", "square", "exp", "sin", "cos", "tanh", "erf", "sigmoid", "zeros_like"]:
         sample(op, shape)
-    for op in ["log", "sqrt"]:
+    for op in ["log", "log1p", "sqrt"]:
         sample(op, positive(*shape))
     for op in ["abs", "sign", "relu"]:
         sample(op, nonzero(*shape))

@@ -344,3 +344,7 @@ def test_a_file_is_named_by_its_whole_path_and_a_dataset_by_its_name(tmp_path, m
     monkeypatch.chdir(tmp_path)
     assert resolved({"data": {"name": "some/cells.npz"}}).data.name == str(tmp_path / "some" / "cells.npz")
     assert resolved({"data": {"name": "digits"}}).data.name == "digits"
+
+
+def test_an_empty_mean_is_that_of_the_training_images():
+    assert resolved({"data": {"mean": [], "std": []}}) == resolved({})

@@ -720,3 +720,11 @@ def test_a_layers_repr_shows_what_is_inside_and_its_shapes():
 def test_a_module_without_a_forward_says_so():
     with pytest.raises(NotImplementedError, match="Pair has no forward"):
         Pair()(1)
+
+
+@pytest.mark.parametrize(
+    "value", [lambda: [Parameter(np.ones(1))], lambda: (Linear(1, 1),), lambda: {"a": Linear(1, 1)}]
+)
+def test_a_parameter_that_would_not_be_found_is_refused(value):
+    with pytest.raises(TypeError, match="keep a Parameter as an attribute and layers in a list"):
+        Module().hidden = value()

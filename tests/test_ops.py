@@ -391,11 +391,35 @@ def test_unary_operators_and_methods_are_the_ops_of_that_name():
 
 def test_augmented_assignment_makes_a_new_tensor_and_leaves_the_old_one():
     x = leaf([1.0])
-    y = x
+    y = before = x * 1
     y += 1
     y *= 3
-    assert (x.tolist(), y.tolist()) == ([1.0], [6.0])
-    assert tv.grad(y, [x])[0].tolist() == [3.0]
+    y -= [2]
+    y /= 2
+    assert (x.tolist(), before.tolist(), y.tolist()) == ([1.0], [1.0], [2.0])
+    assert tv.grad(y, [x])[0].tolist() == [1.5]
+
+
+def test_augmented_assignment_steps_a_leaf_in_place_inside_no_grad_and_is_an_error_outside():
+    w = same = leaf([1.0, 2.0])
+    (w * w).sum().backward()
+    with tv.no_grad():
+        w -= 0.5 * w.grad
+    assert w is same
+    assert w.tolist() == [0.0, 0.0]
+    assert w.requires_grad
+    with pytest.raises(tv.TapeError, match=r"inside `with tv\.no_grad\(\):`"):
+        w -= 1
+
+
+def test_a_single_number_is_formatted_like_one():
+    assert f"{leaf([1.0]).sum():.3f}" == "1.000"
+    assert f"{tv.tensor([1.0, 2.0])}" == str(tv.tensor([1.0, 2.0]))
+
+
+def test_a_name_that_only_numpy_has_is_an_error_that_says_what_a_rule_may_use():
+    with pytest.raises(AttributeError, match=r"tinyvit\.ops has no 'sinh'. A backward rule may use only"):
+        ops.sinh(1.0)
 
 
 # ------------------------------------------------------------------------------------------------- type promotion
@@ -671,3 +695,14 @@ def test_numpy_warns_of_invalid_values_as_it_always_does():
         warnings.simplefilter("always")
         ops.log(leaf([-1.0]))
     assert [w.category for w in caught] == [RuntimeWarning]
+
+
+def test_float16_scores_and_slopes_do_not_overflow():
+    q = leaf(np.full((2, 64), 40.0), dtype=np.float16)
+    assert np.isfinite(ops.scaled_dot_product_attention(q, q, q).numpy()).all()
+    x = leaf([-1000.0, 1000.0], dtype=np.float16)
+    ops.gelu(x, "tanh").backward(np.ones(2))
+    assert x.grad.tolist() == [0.0, 1.0]
+    y = ops.layer_norm(leaf([300.0, -300.0], dtype=np.float16), np.ones(2, np.float16), np.zeros(2, np.float16))
+    assert y.dtype == np.float16
+    assert y.tolist() == [1.0, -1.0]

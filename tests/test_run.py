@@ -185,6 +185,41 @@ def test_a_finished_run_that_goes_on_and_is_interrupted_is_no_longer_its_old_mod
     assert load_trained(tmp_path).path == checkpoint_path(tmp_path / "checkpoints", STEPS * EPOCHS + 1)
 
 
+def test_a_checkpoint_with_a_changed_bit_is_passed_over_and_named(tmp_path, tables, whole):
+    for step in (3, 6):
+        with pytest.raises(Interrupted):
+            Run(tables, tmp_path, "cpu", resume=True).train(stop_at(step))
+    newest = latest_checkpoint(tmp_path / "checkpoints")
+    content = bytearray(newest.read_bytes())
+    content[-10] ^= 1
+    newest.write_bytes(content)
+    run = Run(tables, tmp_path, "cpu", resume=True)
+    assert run.trainer.step == 3
+    assert newest.name in str(run.damaged[0])
+    run.train()
+    assert_same_outcome(tmp_path, whole)
+
+
+def test_weights_that_are_not_finite_are_never_the_newest_checkpoint(tmp_path, tables):
+    run = Run(tables, tmp_path, "cpu")
+
+    def poison_and_stop(trainer):
+        trainer.stop = trainer.step == 4
+        if trainer.stop:
+            trainer.model.head.bias.data[0] = np.nan
+
+    with pytest.raises(NonFiniteLossError, match="weights are not finite at step 4"):
+        run.train(poison_and_stop)
+    assert latest_checkpoint(tmp_path / "checkpoints") in (None, checkpoint_path(tmp_path / "checkpoints", 3))
+
+
+def test_a_model_of_another_origin_is_not_written_over(tmp_path, tables):
+    (tmp_path / "model.safetensors").write_bytes(b"precious")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        Run(tables, tmp_path, "cpu")
+    assert (tmp_path / "model.safetensors").read_bytes() == b"precious"
+
+
 def test_a_file_in_the_place_of_the_folder_is_refused_before_anything_is_trained(tmp_path, tables):
     path = tmp_path / "notes.txt"
     path.write_text("mine")

@@ -1199,3 +1199,61 @@ def test_a_node_prints_its_number_op_and_shape():
     assert repr(y.node) == f"<Node {y.node.number}: multiply (2,)>"
     assert repr(leaf([1.0]).node).endswith(": Leaf (1,)>")
     assert tape.mode.recording
+
+
+# --------------------------------------------------------------------------------- what a review found, mended
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: (x**3).sum(),  # a rule that uses an argument
+        lambda x: ops.sin(x).sum(),
+        lambda x: ops.exp(x).sum(),  # a rule that uses the result
+        lambda x: ops.gelu(x).sum(),  # a twin
+        lambda x: ops.einsum("i,i->", x, x),  # several inputs
+    ],
+)
+def test_a_value_overwritten_between_two_recorded_sweeps_is_noticed_or_makes_no_difference(f):
+    def second(overwrite):
+        x = leaf([1.0, 2.0])
+        [g] = tv.grad(f(x), [x], create_graph=True)
+        if overwrite:
+            with tv.no_grad():
+                x[0] = 100.0
+        return tv.grad(g.sum(), [x])[0].tolist()
+
+    try:
+        found = second(overwrite=True)
+    except tv.TapeError as error:
+        found = str(error)
+    assert found == second(overwrite=False) or "overwritten since" in found
+
+
+def test_an_integer_beside_a_floating_point_result_carries_no_gradient():
+    @tv.primitive
+    def top(xp, x):
+        return xp.max(x), xp.argmax(x)
+
+    top.gradient(lambda F, gy, x: (F.where(x == F.max(x), gy[0], 0.0),))
+    x = leaf([1.0, 3.0])
+    largest, where = top(x)
+    assert isinstance(largest.data, np.ndarray)
+    assert not where.requires_grad
+    largest.backward()
+    assert x.grad.tolist() == [0.0, 1.0]
+
+
+def test_threads_that_sweep_onto_one_leaf_lose_no_gradient():
+    x = leaf(np.zeros(100_000))
+
+    def work():
+        for _ in range(30):
+            (x * 1.0).backward(np.ones(x.shape))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert x.grad.numpy().min() == x.grad.numpy().max() == 120.0

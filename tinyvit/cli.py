@@ -104,14 +104,22 @@ def _parser() -> argparse.ArgumentParser:
 
     prediction = command("predict", _predict, "say what images show")
     prediction.add_argument("run", type=Path, metavar="RUN", help="a run's folder, a model file or a checkpoint")
-    prediction.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files, or .npy arrays")
+    prediction.add_argument(
+        "images",
+        type=Path,
+        nargs="+",
+        metavar="IMAGE",
+        help="image files, or .npy arrays; cropped and resized to the model's size",
+    )
     prediction.add_argument("--top", type=int, default=3, metavar="K", help="classes to name for each image")
     prediction.add_argument("--attention", type=Path, metavar="OUT.png", help="draw where the model looks")
     prediction.add_argument("--json", action="store_true", help="print one JSON object")
     _add_device(prediction)
 
     table = command("summary", _summary, "print a model's layers and its numbers of parameters")
-    table.add_argument("model", metavar="MODEL", help="a name like vit_base_patch16_224, a config.toml, or a run")
+    table.add_argument(
+        "model", metavar="MODEL", help="a name like vit_base_patch16_224, or a config.toml, run or model file"
+    )
     table.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -180,8 +188,12 @@ def _introduce(run: Run) -> None:
         f"{trainer.model.num_parameters:,} parameters, on the {trainer.model.device}; "
         f"{c.training.epochs} epochs of {len(trainer.loader)} steps, seed {c.training.seed}"
     )
-    if run.resumed_from:
+    for error in run.damaged:
+        print(f"tinyvit: passed over: {error}", file=sys.stderr)
+    if run.resumed_from and trainer.epoch < trainer.epochs:
         print(f"resumed from {run.resumed_from.name}: epoch {trainer.epoch + 1}, step {trainer.step}")
+    elif run.resumed_from:
+        print(f"{run.resumed_from.name} is the end of this run; nothing is left to train")
 
 
 @contextmanager
@@ -229,10 +241,12 @@ def _draw_pictures(run: Run) -> str:
     """Draw curves and attention where matplotlib is there; say what was drawn."""
     if importlib.util.find_spec("matplotlib") is None:
         return " (no pictures: pip install 'tinyvit[vision]')"
-    study.draw_curves(run.metrics_path, run.folder / "curves.png")
-    trained = load_trained(run.folder)
     some = run.dataset.validation if len(run.dataset.validation) else run.dataset.train
-    study.draw_attention(trained, some.images[:6], run.folder / "attention.png")
+    try:
+        study.draw_curves(run.metrics_path, run.folder / "curves.png")
+        study.draw_attention(load_trained(run.folder), some.images[:6], run.folder / "attention.png")
+    except (OSError, ValueError) as error:  # the run itself is good
+        return f" (no pictures: {error})"
     return " (curves.png, attention.png)"
 
 
@@ -280,7 +294,7 @@ def _predict(options: argparse.Namespace) -> int:
             raise ConfigError(f"--attention {options.attention}: {error}") from error
     if options.json:
         found = [{"image": str(path), "top": top} for path, top in zip(options.images, answers, strict=True)]
-        print(json.dumps({"predictions": found}))
+        print(json.dumps({"predictions": found}, ensure_ascii=False))
     else:
         for path, top in zip(options.images, answers, strict=True):
             print(f"{path}: " + ", ".join(f"{answer['class']} {answer['probability']:.1%}" for answer in top))
@@ -291,7 +305,7 @@ def _summary(options: argparse.Namespace) -> int:
     rows = study.summary(_model_config(options.model))
     if options.json:
         total = sum(row.parameters for row in rows)
-        print(json.dumps({"rows": [asdict(row) for row in rows], "parameters": total}))
+        print(json.dumps({"rows": [asdict(row) for row in rows], "parameters": total}, ensure_ascii=False))
     else:
         print(study.to_text(rows))
     return GOOD
@@ -303,6 +317,8 @@ def _model_config(model: str) -> ViTConfig:
         path = path / "config.toml"
     if path.suffix == ".toml":
         return read_model_config(path)
+    if path.suffix == ".safetensors":
+        return load_trained(path).config.model
     try:
         return ViTConfig.named(model)
     except ValueError as error:

@@ -264,6 +264,7 @@ class ViT(Module):
             )
         if not isinstance(images, Tensor):
             images = Tensor(namespace_on(weight.device).asarray(images, dtype=weight.dtype))
+        images = images.astype(weight.dtype)
         if images.ndim != 4 or images.shape[1] != self.config.channels:
             raise ValueError(
                 f"images have the shape {images.shape}; this model takes (B, {self.config.channels}, H, W), "

@@ -7,6 +7,7 @@ functions it lacks added, and calls NumPy's names on it.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -106,8 +107,9 @@ def namespace_of(*values: Any) -> Namespace:
     Raises:
         BackendError: arrays of both libraries are mixed.
     """
-    if _cupy is None:
+    if _cupy is None and ("cupy" not in sys.modules or not gpu_available()):
         return NUMPY
+    assert _cupy is not None
     arrays = (np.ndarray, _cupy.module.ndarray)
     on_gpu = {isinstance(v, _cupy.module.ndarray) for v in values if isinstance(v, arrays)}
     if len(on_gpu) == 2:

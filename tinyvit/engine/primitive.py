@@ -108,7 +108,7 @@ class Primitive:
         if isinstance(y, (tuple, list)):
             return self._record_several(xp, y, residue, arguments, arrays, tuple(parents), tracked)
         y = _not_a_scalar(xp, y)
-        if y.dtype.kind not in "fc":
+        if y.dtype.kind != "f":
             return Tensor(y)  # integers and bools are steps: their gradient is zero wherever it exists
         node = Node(self, tuple(parents), y.shape, y.dtype)
         result = Tensor(y, node, None if y.base is None else _shared_version(xp, y, arguments))
@@ -136,10 +136,15 @@ class Primitive:
     def _record_several(
         self, xp: Namespace, parts: Any, residue: Any, arguments: Any, arrays: Any, parents: Any, tracked: Any
     ) -> tuple[Tensor, ...]:
-        node = Node(self, parents, [part.shape for part in parts], None)
+        parts = [_not_a_scalar(xp, part) for part in parts]
+        node = Node(self, parents, [part.shape for part in parts], [part.dtype for part in parts])
         self._save(node, tracked, arguments, arrays, parts, residue, [0])
         return tuple(
-            Tensor(part, Part(node, i, part.shape, part.dtype), _shared_version(xp, part, arguments))
+            Tensor(
+                part,
+                Part(node, i, part.shape, part.dtype) if part.dtype.kind == "f" else None,
+                _shared_version(xp, part, arguments),
+            )
             for i, part in enumerate(parts)
         )
 
@@ -200,9 +205,8 @@ class Primitive:
 
     def pull_back(self, node: Node, gy: Any, wanted: set[Node], F: Any) -> list[tuple[Node, Any]]:
         """The gradients of the arguments whose nodes are wanted, from the gradient gy of the result."""
-        self._check_unwritten(node)
         if isinstance(gy, list):
-            gy = self._fill(gy, node.shape, F)
+            gy = self._fill(gy, node, F)
         if F is not None and self.twin:
             return self._pull_back_twin(node, gy, wanted, F)
         values = node.saved or {}
@@ -222,7 +226,8 @@ class Primitive:
             pulled.append((parent, rule(F, gy, *[values[name] for name in names])))
         return pulled
 
-    def _check_unwritten(self, node: Node) -> None:
+    def check_unwritten(self, node: Node) -> None:
+        """Raise TapeError if a saved value was overwritten since it was saved."""
         for name, version, then in node.stamps:
             if version[0] != then:
                 what = "its result" if name == "y" else f"its argument '{name}'"
@@ -237,37 +242,40 @@ class Primitive:
             what = f"a tuple of {given}" if given >= 0 else type(gradients).__name__
             raise TapeError(f"the rule of `{self.name}` must give a tuple of {least} or more gradients, not {what}")
 
-    def _fill(self, gradients: list[Any], shapes: Any, F: Any) -> list[Any]:
+    def _fill(self, gradients: list[Any], node: Node, F: Any) -> list[Any]:
         """Zeros where a part of the result was never used."""
         given = next(g for g in gradients if g is not None)
-        data = given.data if F is not None else given
-        zeros = functools.partial(namespace_of(data).zeros, dtype=data.dtype)
+        xp = namespace_of(given if F is None else given.data)
+        wrap = Tensor if F is not None else lambda array: array
         return [
-            g if g is not None else (Tensor(zeros(shape)) if F is not None else zeros(shape))
-            for g, shape in zip(gradients, shapes, strict=True)
+            wrap(xp.zeros(shape, dtype)) if g is None else g
+            for g, shape, dtype in zip(gradients, node.shape, node.dtype, strict=True)
         ]
 
     def _as_tensors(self, node: Node, values: dict[str, Any]) -> dict[str, Any]:
         """The saved arrays, put back in their places on the tape, so that a rule computed from them is recorded."""
         tensors = dict(values)
+        versions = {name: version for name, version, _ in node.stamps}
         if "y" in values:
-            tensors["y"] = Tensor(values["y"], node)
+            tensors["y"] = Tensor(values["y"], node, versions["y"])
         if "inputs" in values:
-            tensors["inputs"] = tuple(map(_on_tape, values["inputs"], node.parents))
+            tensors["inputs"] = tuple(
+                _on_tape(value, parent, versions.get(f"{i}"))
+                for i, (value, parent) in enumerate(zip(values["inputs"], node.parents, strict=False))
+            )
         offset = len(node.parents) - len(self.names)
         for i, name in enumerate(self.names):
             if name in values:
-                tensors[name] = _on_tape(values[name], node.parents[offset + i])
+                tensors[name] = _on_tape(values[name], node.parents[offset + i], versions.get(name))
         return tensors
 
     def _pull_back_twin(self, node: Node, gy: Tensor, wanted: set[Node], F: Any) -> list[tuple[Node, Any]]:
         """Differentiate the readable twin instead: its sweep can be recorded, a fused rule's cannot."""
         assert self.twin is not None
         assert node.saved is not None
-        arguments = [
-            alias(Tensor(node.saved[name], parent)) if parent is not None else _on_tape(node.saved[name], None)
-            for name, parent in zip(self.names, node.parents, strict=True)
-        ]
+        versions = {name: version for name, version, _ in node.stamps}
+        arguments = [_on_tape(node.saved[n], p, versions.get(n)) for n, p in zip(self.names, node.parents, strict=True)]
+        arguments = [alias(a) if isinstance(a, Tensor) and a.node is not None else a for a in arguments]
         with recording(True):
             y = self.twin(F, *arguments)
         parent_of = {
@@ -286,8 +294,9 @@ def _not_a_scalar(xp: Namespace, y: Any) -> Any:
     return xp.asarray(y) if isinstance(y, (np.generic, int, float)) else y
 
 
-def _on_tape(value: Any, parent: Node | None) -> Any:
-    return Tensor(value, parent) if hasattr(value, "dtype") else value
+def _on_tape(value: Any, parent: Node | None, version: list[int] | None) -> Any:
+    """A saved array as the Tensor it came from: at its place, and still noticing when it is overwritten."""
+    return Tensor(value, parent, version) if hasattr(value, "dtype") else value
 
 
 def _shared_version(xp: Namespace, y: Any, arguments: Sequence[Any]) -> list[int] | None:

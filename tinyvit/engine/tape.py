@@ -155,9 +155,12 @@ def sweep(
         TapeError: a part of the graph was swept before, or a saved value was overwritten since.
     """
     order, wanted = _plan([node for node, _ in seeds], targets)
+    for node in order:
+        if node.stamps and node in wanted:
+            node.op.check_unwritten(node)  # before anything is freed or handed out
     pending = _Pending(in_place=F is None)
     for node, seed in seeds:
-        pending.add(node, seed, fresh=False)
+        pending.add(node, seed)
     while order:
         node = order.pop()
         if node not in wanted or node not in pending.gradients:
@@ -168,27 +171,12 @@ def sweep(
         if isinstance(node, Part):
             pending.add_part(node.parents[0], node.place, gy)
         elif any(parent in wanted for parent in node.parents):
-            _pass_on(node, gy, wanted, F, pending)
+            for parent, gradient in node.op.pull_back(node, gy, wanted, F):
+                pending.add(parent, settle(node, parent, gradient, F))
         else:
             continue  # the way down ends here, and what lies below stays for another sweep
         if not retain_graph:
             node.free()
-
-
-def _pass_on(node: Node, gy: Any, wanted: set[Node], F: Any, pending: _Pending) -> None:
-    """Give the arguments of an op their gradients."""
-    pulled = node.op.pull_back(node, gy, wanted, F)
-    for parent, gradient in pulled:
-        settled = settle(node, parent, gradient, F)
-        fresh = isinstance(parent, Leaf) and (settled is not gradient or _is_alone(gradient, node, gy, pulled))
-        pending.add(parent, settled, fresh=fresh and getattr(settled, "base", None) is None)
-
-
-def _is_alone(gradient: Any, node: Node, gy: Any, pulled: list[tuple[Node, Any]]) -> bool:
-    """Whether a rule made this array for one gradient only: it is neither gy, nor saved, nor given for another one."""
-    given = [gy, *(node.saved or {}).values(), *(other for _, other in pulled)]
-    flat = [x for value in given for x in (value if isinstance(value, (tuple, list)) else (value,))]
-    return sum(x is gradient or getattr(x, "base", None) is gradient for x in flat) == 1
 
 
 def _plan(roots: list[Node], targets: set[Node] | None) -> tuple[list[Node], set[Node]]:
@@ -221,9 +209,8 @@ def _plan(roots: list[Node], targets: set[Node] | None) -> tuple[list[Node], set
 class _Pending:
     """The gradients that have arrived so far, one a node.
 
-    The first to arrive is kept by reference, the second allocates the sum, later ones are added to it in place
-    (unless the sweep itself is recorded, where nothing may be written to). A first one is owned if it is fresh: made
-    by a rule for a leaf, and seen by nobody else.
+    The first to arrive is kept by reference (it may be gy handed on, a view, a saved value), the second allocates the
+    sum, later ones are added to that in place (unless the sweep is recorded, where nothing may be written to).
     """
 
     def __init__(self, in_place: bool):
@@ -231,12 +218,10 @@ class _Pending:
         self.gradients: dict[Any, Any] = {}
         self.owned: set[Any] = set()
 
-    def add(self, node: Node, gradient: Any, fresh: bool) -> None:
+    def add(self, node: Node, gradient: Any) -> None:
         present = self.gradients.get(node)
         if present is None:
             self.gradients[node] = gradient
-            if fresh:
-                self.owned.add(node)
         elif self.in_place and node in self.owned:
             present += gradient
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,6 +23,27 @@ def _operator(name: str) -> tuple[Callable[[Any, Any], Any], Callable[[Any, Any]
         return getattr(ops, name)(self._operand(other), self)
 
     return forward, reflected
+
+
+def _in_place(name: str) -> Callable[[Any, Any], Any]:
+    """The method of `x += other`: writes to a leaf inside `no_grad`, and otherwise computes a new Tensor."""
+
+    def method(self: Tensor, other: Any) -> Any:
+        if not isinstance(self.node, Leaf):
+            return getattr(ops, name)(self, self._operand(other))
+        if tape.mode.recording:
+            raise TapeError(_OVERWRITING)
+        self.data[...] = getattr(ops, name)(self, self._operand(other)).data
+        self.bump_version()
+        return self
+
+    return method
+
+
+_OVERWRITING = (
+    "item assignment (or +=) would change a value that the tape needs: choose values with ops.where, assign to a "
+    "copy (tv.tensor(x)), or, for a leaf, do it inside `with tv.no_grad():`"
+)
 
 
 class Tensor:
@@ -154,7 +176,8 @@ class Tensor:
         F = ops if create_graph else None
         with tape.recording(create_graph):
             for leaf, g, owned in tape.sweep([(self.node, seed)], F=F, retain_graph=retain_graph or create_graph):
-                _accumulate(leaf, g, owned)
+                with _accumulating:
+                    _accumulate(leaf, g, owned)
 
     def detach(self) -> Tensor:
         """Return the same memory, off the tape."""
@@ -193,6 +216,8 @@ class Tensor:
     __matmul__, __rmatmul__ = _operator("matmul")
     __and__, __rand__ = _operator("bitwise_and")
     __or__, __ror__ = _operator("bitwise_or")
+    __iadd__, __isub__ = _in_place("add"), _in_place("subtract")
+    __imul__, __itruediv__ = _in_place("multiply"), _in_place("divide")
     __lt__, __gt__ = _operator("less")[0], _operator("greater")[0]
     __le__, __ge__ = _operator("less_equal")[0], _operator("greater_equal")[0]
     __eq__, __ne__ = _operator("equal")[0], _operator("not_equal")[0]  # elementwise
@@ -216,10 +241,7 @@ class Tensor:
 
     def __setitem__(self, index: Any, value: Any) -> None:
         if self.node is not None and (tape.mode.recording or not self.is_leaf):
-            raise TapeError(
-                "item assignment would change a value that the tape needs: choose values with ops.where, "
-                "assign to a copy (tv.tensor(x)), or, for a leaf, assign inside `with tv.no_grad():`"
-            )
+            raise TapeError(_OVERWRITING)
         if isinstance(value, Tensor) and value.requires_grad and tape.mode.recording:
             raise TapeError("item assignment would lose the gradient of the value: use ops.where, or value.detach()")
         self.data[plain(index)] = plain(value)
@@ -244,6 +266,9 @@ class Tensor:
 
     def __index__(self) -> int:
         return self.data.__index__()
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item() if spec and self.size == 1 else str(self), spec)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if self.requires_grad:
@@ -413,7 +438,8 @@ def _seed(y: Tensor, gradient: Any, as_tensor: bool) -> Any:
     if gradient is None:
         if y.size != 1:
             raise ValueError(
-                f"the gradient of a Tensor of shape {y.shape} needs ∂L/∂y of that shape; only a single number's is 1"
+                f"the gradient of a Tensor of shape {y.shape} needs ∂L/∂y of that shape; only a single number's is 1 "
+                "(reduce it first, with .sum() or .mean()?)"
             )
         gradient = namespace_of(y.data).ones(y.shape, dtype=y.dtype)
     if not isinstance(gradient, Tensor):
@@ -422,6 +448,9 @@ def _seed(y: Tensor, gradient: Any, as_tensor: bool) -> Any:
         raise ValueError(f"a gradient of shape {gradient.shape} was given for a Tensor of shape {y.shape}")
     gradient = gradient.astype(y.dtype)
     return gradient if as_tensor else gradient.data
+
+
+_accumulating = threading.Lock()  # threads may sweep onto the same leaves
 
 
 def _accumulate(leaf: Any, gradient: Any, owned: bool) -> None:

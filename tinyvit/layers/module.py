@@ -40,6 +40,13 @@ class Module:
 
     training: bool = True
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse containers in which `parameters()` would not find what they hold."""
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+        if any(isinstance(v, Parameter) or (isinstance(v, Module) and type(value) is not list) for v in inside):
+            raise TypeError(f"{type(self).__name__}.{name}: keep a Parameter as an attribute and layers in a list")
+        super().__setattr__(name, value)
+
     def forward(self, *arguments: Any, **named: Any) -> Any:
         """Compute; each layer says what."""
         raise NotImplementedError(f"{type(self).__name__} has no forward")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from tinyvit.data import preprocess
-from tinyvit.engine import no_grad
 from tinyvit.training import TrainedModel
+from tinyvit.training.evaluation import evaluating
 
 
 def draw_curves(metrics: str | Path, out: str | Path) -> None:
@@ -84,7 +84,7 @@ def attention_maps(trained: TrainedModel, images: np.ndarray) -> np.ndarray:
     P, prefix = config.model.patch_size, config.model.num_prefix_tokens
     grid = images.shape[2] // P, images.shape[3] // P
     maps = []
-    with no_grad():
+    with evaluating(model):
         x = model.embed(preprocess(images, config.data.mean, config.data.std))
         for layer in model.blocks:
             attention = layer.attn.attention(layer.norm1(x)).numpy().mean(axis=1)  # (n, T, T)

@@ -59,7 +59,7 @@ def save_checkpoint(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarra
     """
     ready = {name: _plain(name, array) for name, array in arrays.items()}
     text = json.dumps({"format": FORMAT, "meta": meta})
-    _write_atomically(Path(path), _safetensors(ready, {"tinyvit": text, "crc32": _crc32(text, ready)}))
+    write_atomically(Path(path), _safetensors(ready, {"tinyvit": text, "crc32": _crc32(text, ready)}))
 
 
 save_model = save_checkpoint
@@ -94,7 +94,7 @@ def latest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
     Complete means that the header is sound and all announced bytes are there, which costs next to nothing
     to find out; the checksum is left to `load_checkpoint`.
     """
-    return next((path for path in _newest_first(folder) if _is_complete(path)), None)
+    return next((path for path in newest_first(folder) if _is_complete(path)), None)
 
 
 def prune(folder: str | os.PathLike[str], keep: int) -> None:
@@ -110,7 +110,7 @@ def prune(folder: str | os.PathLike[str], keep: int) -> None:
     if keep < 1:
         raise ValueError(f"keep is {keep!r}; it must be at least 1")
     kept = 0
-    for path in _newest_first(folder):
+    for path in newest_first(folder):
         if kept == keep:
             path.unlink(missing_ok=True)
         elif _is_complete(path):
@@ -162,7 +162,12 @@ def _safetensors(arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> 
         yield arrays[name].data
 
 
-def _write_atomically(path: Path, pieces: Iterable[Any]) -> None:
+def write_atomically(path: Path, pieces: Iterable[Any]) -> None:
+    """Write a file that is whole or not there: the pieces of bytes, forced to the disk, under another name first.
+
+    Raises:
+        OSError: the file cannot be written. What was at `path` before is still there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, since a rename is atomic only within a file system. Not `tempfile`, whose files
     # nobody but their owner may read.
@@ -232,7 +237,8 @@ def _damaged(path: Path, reason: str) -> str:
     return f"{path} is damaged or cut short ({reason}); use an earlier checkpoint or write it anew"
 
 
-def _newest_first(folder: str | os.PathLike[str]) -> list[Path]:
+def newest_first(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the checkpoints of a folder by falling step, whole or not."""
     found = []
     for path in Path(folder).glob("step-*.safetensors"):
         match = re.fullmatch(r"step-(\d+)\.safetensors", path.name)

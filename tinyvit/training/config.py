@@ -208,7 +208,7 @@ def resolve(tables: Mapping[str, Mapping[str, Any]], dataset: Dataset) -> Config
         "num_classes": dataset.num_classes,
     }
     mean, std = dataset.statistics()
-    data = {"mean": mean, "std": std, **tables["data"]}
+    data = {"mean": mean, "std": std, **{key: value for key, value in tables["data"].items() if value != ()}}
     if data.get("name", "digits") not in DATASETS:
         data["name"] = str(Path(data["name"]).resolve())  # so that it is found from another folder too
     training = dict(tables["training"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,21 +13,27 @@ from tinyvit.engine import no_grad, ops
 from tinyvit.vit import ViT
 
 
-def evaluate(model: ViT, loader: Loader) -> dict[str, float]:
-    """Return {"loss", "accuracy"} over one pass: the mean cross-entropy in nats, and the share in [0, 1] that is right.
-
-    The model is put back into training mode if it was in it.
-    """
+@contextmanager
+def evaluating(model: ViT) -> Iterator[None]:
+    """Without dropout and without a tape inside the block; the model's mode comes back after it."""
     was_training = model.training
     model.eval()
+    try:
+        with no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def evaluate(model: ViT, loader: Loader) -> dict[str, float]:
+    """Return {"loss", "accuracy"} over one pass: mean cross-entropy in nats, and the share in [0, 1] that is right."""
     loss, right, seen = 0.0, 0, 0
-    with no_grad():
+    with evaluating(model):
         for images, labels in loader:
             logits = model(images)
             loss += ops.cross_entropy(logits, labels, reduction="sum").item()
             right += int((logits.numpy().argmax(axis=-1) == labels).sum())
             seen += len(labels)
-    model.train(was_training)
     return {"loss": loss / seen, "accuracy": right / seen}
 
 
@@ -37,8 +44,7 @@ def predict(
 
     Source: the tutorial's Classification Head, O_class = softmax(W_class · X_class + b_class).
     """
-    model.eval()
-    with no_grad():
+    with evaluating(model):
         return np.concatenate(
             [
                 ops.softmax(model(preprocess(images[i : i + batch_size], mean, std))).numpy()

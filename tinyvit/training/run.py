@@ -11,7 +11,6 @@ Nothing is written before the config, the data, the device and the model are kno
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
@@ -26,20 +25,23 @@ from tinyvit.training.checkpoint import (
     checkpoint_path,
     latest_checkpoint,
     load_checkpoint,
+    newest_first,
     prune,
     save_checkpoint,
     save_model,
+    write_atomically,
 )
 from tinyvit.training.config import Config, ConfigError, DataConfig, TrainingConfig, merge, read_toml, resolve
 from tinyvit.training.ema import EMA
 from tinyvit.training.optim import OPTIMIZERS, Optimizer
 from tinyvit.training.schedules import Schedule, constant, cosine, step_decay
 from tinyvit.training.threads import blas_threads, threads_for
-from tinyvit.training.trainer import Interrupted, Record, Trainer
+from tinyvit.training.trainer import Interrupted, NonFiniteLossError, Record, Trainer
 from tinyvit.vit import ViT, ViTConfig
 
 KEPT_CHECKPOINTS = 2
 EVALUATION_BATCH = 256
+_MAY_CHANGE = {"epochs", "warmup_epochs", "checkpoint_epochs"}  # on resuming
 
 
 class Run:
@@ -62,12 +64,13 @@ class Run:
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigError(f"{self.folder} is a file; choose another --out for the run's folder")
-        if self.holds_run(self.folder) and not resume:
+        if not resume and ((self.folder / "checkpoints").exists() or self._model_path.exists()):
             raise ConfigError(f"{self.folder} holds a run already: go on with it by --resume, or choose another --out")
         self.dataset = load_dataset(tables["data"].get("name", "digits"))
         self.config = resolve(tables, self.dataset)
         self.trainer = make_trainer(self.config, self.dataset, device)
         self.resumed_from: Path | None = None
+        self.damaged: list[CheckpointError] = []
         if resume:
             self._resume()
 
@@ -101,9 +104,9 @@ class Run:
             Interrupted: `trainer.stop` was set; a checkpoint of the last step was written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write_text(self.folder / "config.toml", self.config.to_toml())
+        write_atomically(self.folder / "config.toml", [self.config.to_toml().encode()])
         self._cut_metrics()
-        if self.trainer.epoch < self.trainer.epochs:  # a finished run that is to go on: its weights will be others
+        if self.resumed_from and self.trainer.epoch < self.trainer.epochs:  # it goes on: its weights will be others
             self._model_path.unlink(missing_ok=True)
 
         def log(record: Record) -> None:
@@ -125,8 +128,14 @@ class Run:
             return self._finish(log)
 
     def checkpoint(self) -> Path:
-        """Write a checkpoint of this moment, and let go of old ones."""
+        """Write a checkpoint of this moment, and let go of old ones.
+
+        Raises:
+            NonFiniteLossError: the weights are not finite; the older checkpoints stay.
+        """
         arrays, numbers = self.trainer.state()
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise NonFiniteLossError(f"the weights are not finite at step {self.trainer.step}: lower training.lr")
         path = checkpoint_path(self.folder / "checkpoints", self.trainer.step)
         save_checkpoint(path, arrays, {**self._about(), "kind": "checkpoint", "state": numbers})
         prune(path.parent, KEPT_CHECKPOINTS)
@@ -151,23 +160,35 @@ class Run:
         return final
 
     def _resume(self) -> None:
-        newest = latest_checkpoint(self.folder / "checkpoints")
-        if newest is None:
+        found = self._newest_readable()
+        if found is None:
             return  # interrupted before its first checkpoint: it starts again
-        arrays, meta = load_checkpoint(newest)
-        self._refuse_other_steps(newest, meta["config"])
+        newest, arrays, meta = found
         try:
             self.trainer.load_state(arrays, meta["state"])
         except (KeyError, ValueError) as error:
             raise CheckpointError(f"{newest} does not fit this config: {error}") from error
+        self._refuse_changes(newest, meta["config"])
         self.resumed_from = newest
 
-    def _refuse_other_steps(self, newest: Path, before: Mapping[str, Any]) -> None:
-        """The batches of an epoch that was begun must stay what they are."""
+    def _newest_readable(self) -> tuple[Path, dict[str, np.ndarray], dict[str, Any]] | None:
+        """The newest checkpoint that is not damaged; those that are stay where they are, and are named."""
+        for path in newest_first(self.folder / "checkpoints"):
+            try:
+                return path, *load_checkpoint(path)
+            except CheckpointError as error:
+                self.damaged.append(error)
+        if self.damaged:
+            raise self.damaged[0]
+        return None
+
+    def _refuse_changes(self, newest: Path, before: Mapping[str, Mapping[str, Any]]) -> None:
+        """A run goes on as it was begun, or its config.toml would not be its own; only its length may change."""
         now = self.config.to_dict()
-        for key in ("batch_size", "augment", "mean", "std"):
-            if (old := before["data"][key]) != (new := now["data"][key]):
-                raise ConfigError(f"{newest} was trained with data.{key} {old} and cannot go on with {new}")
+        for table, values in now.items():
+            for key, new in values.items():
+                if key not in _MAY_CHANGE and (old := before[table].get(key)) != new:
+                    raise ConfigError(f"{newest} was trained with {table}.{key} {old} and cannot go on with {new}")
 
     def _cut_metrics(self) -> None:
         """Drop the records of epochs that will be trained again, and a last line that was not finished."""
@@ -181,7 +202,7 @@ class Run:
                 continue
             if record.get("event") == "epoch" and record["epoch"] <= self.trainer.epoch:
                 kept.append(line)
-        _write_text(self.metrics_path, "".join(line + "\n" for line in kept))
+        write_atomically(self.metrics_path, [f"{line}\n".encode() for line in kept])
 
 
 def make_trainer(config: Config, dataset: Dataset, device: str = "cpu") -> Trainer:
@@ -312,10 +333,3 @@ def read_model_config(path: Path) -> ViTConfig:
         return ViTConfig(**tables["model"])  # a run's own config is whole, and its data may be gone
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Replace a small file as a whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

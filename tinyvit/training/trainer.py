@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tinyvit.data import Loader
-from tinyvit.engine import Tensor, no_grad, ops, random
+from tinyvit.engine import Tensor, ops, random
 from tinyvit.engine.backend import namespace_of
 from tinyvit.training.ema import EMA
 from tinyvit.training.evaluation import evaluate
@@ -127,12 +127,13 @@ class Trainer:
         loss: Any = 0.0
         right: Any = 0
         with random.using(np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(DROPOUT, self.step)))):
-            for part in np.array_split(np.arange(len(labels)), min(self.accumulate, len(labels))):
-                logits = self.model(images[part])
-                part_loss = ops.cross_entropy(logits, labels[part], self.label_smoothing) * (len(part) / len(labels))
+            parts = min(self.accumulate, len(labels))
+            for some, wanted in zip(np.array_split(images, parts), np.array_split(labels, parts), strict=True):
+                logits = self.model(some)
+                part_loss = ops.cross_entropy(logits, wanted, self.label_smoothing) * (len(wanted) / len(labels))
                 part_loss.backward()
                 loss = loss + part_loss.data
-                right = right + _count_right(logits, labels[part])
+                right = right + _count_right(logits, wanted)
         if self.model.device == "cpu" and not math.isfinite(loss):
             raise NonFiniteLossError(self._non_finite("loss"))
         if self.clip_norm:
@@ -225,8 +226,7 @@ class _Totals:
 
 
 def _count_right(logits: Tensor, labels: np.ndarray) -> Any:
-    with no_grad():
-        return (logits.data.argmax(axis=-1) == namespace_of(logits.data).asarray(labels)).sum()
+    return (logits.data.argmax(axis=-1) == namespace_of(logits.data).asarray(labels)).sum()
 
 
 def _part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -23,6 +23,7 @@ from tinyvit.engine.ops.elementwise import (
     less,
     less_equal,
     log,
+    log1p,
     maximum,
     minimum,
     multiply,
@@ -73,8 +74,15 @@ __all__ = [
     "abs", "add", "argmax", "astype", "bitwise_and", "bitwise_or", "broadcast_to", "clip", "concatenate", "cos",
     "cross_entropy", "divide", "drop_path", "dropout", "einsum", "equal", "erf", "exp", "expand_dims", "flip",
     "gelu", "getitem", "greater", "greater_equal", "invert", "isfinite", "layer_norm", "less", "less_equal",
-    "linear", "log", "log_softmax", "logsumexp", "matmul", "max", "maximum", "mean", "min", "minimum", "multiply",
-    "negative", "not_equal", "pad", "power", "relu", "reshape", "scaled_dot_product_attention", "scatter_add",
-    "sigmoid", "sign", "sin", "softmax", "split", "sqrt", "square", "squeeze", "stack", "subtract", "sum",
-    "swapaxes", "take", "tanh", "to_device", "transpose", "var", "where", "zeros_like",
+    "linear", "log", "log1p", "log_softmax", "logsumexp", "matmul", "max", "maximum", "mean", "min", "minimum",
+    "multiply", "negative", "not_equal", "pad", "power", "relu", "reshape", "scaled_dot_product_attention",
+    "scatter_add", "sigmoid", "sign", "sin", "softmax", "split", "sqrt", "square", "squeeze", "stack", "subtract",
+    "sum", "swapaxes", "take", "tanh", "to_device", "transpose", "var", "where", "zeros_like",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    raise AttributeError(
+        f"tinyvit.ops has no {name!r}. A backward rule may use only what tinyvit.ops has, also where NumPy has more: "
+        "else it cannot be differentiated again"
+    )

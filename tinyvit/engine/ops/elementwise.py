@@ -88,7 +88,7 @@ def _power_exponent(F, gy, y, a):
     """aᵇ · log a; where a is 0 the power stays 0."""
     if isinstance(a, (int, float)):
         return gy * (y * (math.log(a) if a > 0 else math.nan)) if a else F.zeros_like(gy)
-    return gy * y * F.log(F.where(a == 0, 1, a))
+    return gy * F.where(a == 0, 0, y) * F.log(F.where(a == 0, 1, a))
 
 
 power.gradients(a=_power_base, b=_power_exponent)
@@ -121,6 +121,15 @@ def log(xp, x):
 
 
 log.gradients(x=lambda F, gy, x: gy / x)
+
+
+@primitive
+def log1p(xp, x):
+    """log(1 + x), exact for small x."""
+    return xp.log1p(x)
+
+
+log1p.gradients(x=lambda F, gy, x: gy / (1 + x))
 
 
 @primitive
@@ -239,7 +248,7 @@ clip.gradients(x=_clip_rule)
 @primitive
 def where(xp, condition, a, b):
     """A where the condition holds, else b."""
-    return xp.where(condition, a, b)
+    return xp.where(xp.asarray(condition), a, b)
 
 
 where.gradients(

@@ -45,6 +45,7 @@ def _gelu_gate(F: Any, x: Any, approximate: str) -> Any:
     if approximate == "none":
         return 0.5 * (1 + F.erf(x * math.sqrt(0.5)))
     if approximate == "tanh":
+        x = F.clip(x, -20, 20)  # the gate is open or shut long before, and x³ would overflow float16
         return 0.5 * (1 + F.tanh(_TANH_SCALE * (x + _TANH_CUBE * x * x * x)))
     if approximate == "quick":
         return 0.5 * (1 + F.tanh(0.851 * x))  # σ(1.702 x)
@@ -53,6 +54,8 @@ def _gelu_gate(F: Any, x: Any, approximate: str) -> Any:
 
 def _gelu_gate_slope(F: Any, x: Any, gate: Any, approximate: str) -> Any:
     """The derivative of the gate."""
+    if approximate == "tanh":
+        x = F.clip(x, -20, 20)  # as in the gate
     if approximate == "none":
         return F.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
     inner = _TANH_SCALE * (1 + 3 * _TANH_CUBE * x * x) if approximate == "tanh" else 0.851
@@ -144,8 +147,15 @@ linear.gradients(
 
 def layer_norm_twin(F: Any, x: Any, weight: Any, bias: Any, eps: float = 1e-6) -> Any:
     """(x − mean) / √(var + eps) · weight + bias over the last axis."""
-    centred = x - F.mean(x, axis=-1, keepdims=True)
-    return centred / F.sqrt(F.mean(centred * centred, axis=-1, keepdims=True) + eps) * weight + bias
+    wide = x.astype(_at_least_single(x.dtype))
+    centred = wide - F.mean(wide, axis=-1, keepdims=True)
+    normed = centred / F.sqrt(F.mean(centred * centred, axis=-1, keepdims=True) + eps)
+    return normed.astype(x.dtype) * weight + bias
+
+
+def _at_least_single(dtype: Any) -> Any:
+    """The dtype to square in: float16 ends at 65504."""
+    return np.promote_types(dtype, np.float32)
 
 
 @primitive(twin=layer_norm_twin)
@@ -158,11 +168,12 @@ def layer_norm(xp, x, weight, bias, eps=1e-6):
         raise ValueError(
             f"layer_norm: x {x.shape}, weight {weight.shape} and bias {bias.shape} differ in the last axis"
         )
-    mean = xp.mean(x, axis=-1, keepdims=True)
-    normed = x - mean
+    wide = x.astype(_at_least_single(x.dtype), copy=False)
+    mean = xp.mean(wide, axis=-1, keepdims=True)
+    normed = wide - mean
     scale = 1 / xp.sqrt(xp.mean(normed * normed, axis=-1, keepdims=True) + eps)
     normed *= scale
-    return normed * weight + bias, (mean, scale)
+    return normed.astype(x.dtype, copy=False) * weight + bias, (mean, scale)
 
 
 @layer_norm.gradient
@@ -185,7 +196,7 @@ def attention_twin(F: Any, q: Any, k: Any, v: Any, scale: float | None = None) -
 
 def attention_weights(F: Any, q: Any, k: Any, scale: float | None = None) -> Any:
     """A = softmax(Q · Kᵀ / √d_k): (…, N, d_k), (…, M, d_k) → (…, N, M)."""
-    return F.softmax(F.matmul(q, F.swapaxes(k, -1, -2)) * _scale(q, scale), axis=-1)
+    return F.softmax(F.matmul(q * _scale(q, scale), F.swapaxes(k, -1, -2)), axis=-1)
 
 
 def _scale(q: Any, scale: float | None) -> float:
@@ -203,8 +214,7 @@ def scaled_dot_product_attention(xp, q, k, v, scale=None):
             f"attention: q {q.shape}, k {k.shape} and v {v.shape} differ in d_k or in the number of keys: "
             "they must be (…, N, d_k), (…, M, d_k) and (…, M, d_v)"
         )
-    p = xp.matmul(q, xp.swapaxes(k, -1, -2))
-    p *= _scale(q, scale)
+    p = xp.matmul(q * _scale(q, scale), xp.swapaxes(k, -1, -2))  # scaled first, so that float16 does not overflow
     p -= xp.max(p, axis=-1, keepdims=True)
     p = xp.exp(p, out=p)
     p /= xp.sum(p, axis=-1, keepdims=True)
@@ -282,6 +292,10 @@ def cross_entropy(logits: Any, targets: Any, label_smoothing: float = 0.0, reduc
         target = _one_hot(plain(target), scores)
     elif target.dtype.kind != "f":
         raise TypeError(f"cross_entropy: targets are class numbers or distributions, not {target.dtype}")
+    elif target.shape == scores.shape[:-1]:
+        raise TypeError(
+            f"cross_entropy: class numbers must be integers, and these are {target.dtype}: use np.array([…])"
+        )
     elif target.shape != scores.shape:
         raise ValueError(f"cross_entropy: distributions of shape {target.shape} for logits of shape {scores.shape}")
     if not isinstance(target, Tensor):
