@@ -1257,3 +1257,12 @@ def test_threads_that_sweep_onto_one_leaf_lose_no_gradient():
     for thread in threads:
         thread.join()
     assert x.grad.numpy().min() == x.grad.numpy().max() == 120.0
+
+
+def test_a_gradient_can_be_taken_down_to_a_value_whose_own_graph_was_swept():
+    x = leaf([1.0, 2.0])
+    h = x * 3
+    h.sum().backward()
+    assert tv.grad((h * h).sum(), [h])[0].tolist() == [6.0, 12.0]
+    with pytest.raises(tv.TapeError, match="retain_graph=True"):
+        tv.grad((h * h).sum(), [x])

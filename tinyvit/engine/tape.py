@@ -187,7 +187,7 @@ def _plan(roots: list[Node], targets: set[Node] | None) -> tuple[list[Node], set
     while stack:
         node = stack.pop()
         order.append(node)
-        if not node.parents and not isinstance(node, Leaf):
+        if not node.parents and not isinstance(node, Leaf) and not (targets and node in targets):
             raise TapeError(
                 f"the gradient of `{node.op.name}` was taken before and its saved values are freed; "
                 "pass retain_graph=True to the first backward() or grad(), or compute the result anew"
