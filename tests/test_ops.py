@@ -706,3 +706,9 @@ def test_float16_scores_and_slopes_do_not_overflow():
     y = ops.layer_norm(leaf([300.0, -300.0], dtype=np.float16), np.ones(2, np.float16), np.zeros(2, np.float16))
     assert y.dtype == np.float16
     assert y.tolist() == [1.0, -1.0]
+
+
+def test_a_class_number_from_the_host_is_checked_on_every_device(device):
+    with pytest.raises(ValueError, match=r"class numbers 7 … 7 for 2 classes"):
+        ops.cross_entropy(leaf([[0.0, 1.0]], device), np.array([7]))
+    assert ops.cross_entropy(leaf([[0.0, 0.0]], device), [1]).item() == pytest.approx(np.log(2))

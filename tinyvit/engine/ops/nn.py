@@ -287,19 +287,7 @@ def cross_entropy(logits: Any, targets: Any, label_smoothing: float = 0.0, reduc
         raise ValueError(f"cross_entropy: reduction is 'mean', 'sum' or 'none', not {reduction!r}")
     scores = plain(logits)
     classes = scores.shape[-1]
-    target = targets if isinstance(targets, Tensor) else namespace_of(scores).asarray(targets)
-    if target.dtype.kind in "iu":
-        target = _one_hot(plain(target), scores)
-    elif target.dtype.kind != "f":
-        raise TypeError(f"cross_entropy: targets are class numbers or distributions, not {target.dtype}")
-    elif target.shape == scores.shape[:-1]:
-        raise TypeError(
-            f"cross_entropy: class numbers must be integers, and these are {target.dtype}: use np.array([…])"
-        )
-    elif target.shape != scores.shape:
-        raise ValueError(f"cross_entropy: distributions of shape {target.shape} for logits of shape {scores.shape}")
-    if not isinstance(target, Tensor):
-        target = target.astype(scores.dtype, copy=False)
+    target = _distributions(targets, scores)
     if label_smoothing:
         target = target * (1 - label_smoothing) + label_smoothing / classes
     losses = _cross_entropy(logits, target)
@@ -308,15 +296,31 @@ def cross_entropy(logits: Any, targets: Any, label_smoothing: float = 0.0, reduc
     return reductions.mean(losses) if reduction == "mean" else reductions.sum(losses)
 
 
-def _one_hot(numbers: Any, scores: Any) -> Any:
-    """Class numbers (…) as distributions (…, K)."""
+def _distributions(targets: Any, scores: Any) -> Any:
+    """Class numbers (…) or distributions (…, K), as distributions beside the scores."""
+    target = targets if hasattr(targets, "dtype") else np.asarray(targets)
+    xp = namespace_of(scores, plain(target)) if isinstance(target, Tensor) else namespace_of(scores)
+    if target.dtype.kind in "iu":
+        return _one_hot(plain(target), scores, xp)
+    if target.dtype.kind != "f":
+        raise TypeError(f"cross_entropy: targets are class numbers or distributions, not {target.dtype}")
+    if target.shape == scores.shape[:-1]:
+        raise TypeError(
+            f"cross_entropy: class numbers must be integers, and these are {target.dtype}: use np.array([…])"
+        )
+    if target.shape != scores.shape:
+        raise ValueError(f"cross_entropy: distributions of shape {target.shape} for logits of shape {scores.shape}")
+    return target if isinstance(target, Tensor) else xp.asarray(target, dtype=scores.dtype)
+
+
+def _one_hot(numbers: Any, scores: Any, xp: Any) -> Any:
     classes = scores.shape[-1]
     if numbers.shape != scores.shape[:-1]:
         raise ValueError(f"cross_entropy: class numbers of shape {numbers.shape} for logits of shape {scores.shape}")
     if isinstance(numbers, np.ndarray) and numbers.size and not 0 <= numbers.min() <= numbers.max() < classes:
-        # checked on the host only: on a GPU the check would make the host wait, and a wrong class is an empty target
+        # checked where they come from the host: on a GPU it would have to wait, and a wrong class is an empty target
         raise ValueError(f"cross_entropy: class numbers {numbers.min()} … {numbers.max()} for {classes} classes")
-    return (numbers[..., None] == namespace_of(scores).arange(classes)).astype(scores.dtype)
+    return (xp.asarray(numbers)[..., None] == xp.arange(classes)).astype(scores.dtype)
 
 
 # ------------------------------------------------------------------------------------------------------------- dropout
