@@ -111,7 +111,7 @@ class Primitive:
         if y.dtype.kind != "f":
             return Tensor(y)  # integers and bools are steps: their gradient is zero wherever it exists
         node = Node(self, tuple(parents), y.shape, y.dtype)
-        result = Tensor(y, node, None if y.base is None else _shared_version(xp, y, arguments))
+        result = Tensor(y, node, _shared_version(xp, y, arguments))
         self._save(node, tracked, arguments, arrays, y, residue, result.version)
         return result
 

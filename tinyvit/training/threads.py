@@ -1,7 +1,7 @@
 """How many threads a matrix product gets.
 
-A small product is done before a second thread has woken up, and threads that wait for one another spin: beside any
-other busy process that costs ten times what it saves. So runs of small models compute on one thread.
+In a small product a second thread gains next to nothing, and BLAS threads that wait for one another spin: beside any
+other busy process they cost many times what they could save. So runs of small models compute on one thread.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from tinyvit.vit import ViTConfig
 
-SMALL_PRODUCT = 1e8  # multiply-adds; below it one thread was at least as fast on a quiet two-core machine
+SMALL_PRODUCT = 1e8  # multiply-adds; below it two threads gain a few per cent of a step at best, and on a busy machine lose
 
 
 def blas_threads(count: int | None) -> AbstractContextManager[None]:
