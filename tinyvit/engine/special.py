@@ -1,6 +1,7 @@
 """The error function, which NumPy lacks and GELU needs.
 
-The coefficients are fits of our own, checked in the tests against SciPy to 4.5e-16 of the value (float64) and 5e-7 (float32).
+The coefficients are fits of our own, checked in the tests against SciPy: to 4.5e-16 of the value in float64, and to
+5e-7 in float32.
 """
 
 from typing import Any

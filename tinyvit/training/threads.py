@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from tinyvit.vit import ViTConfig
 
-SMALL_PRODUCT = 1e8  # multiply-adds; below it two threads gain a few per cent of a step at best, and on a busy machine lose
+SMALL_PRODUCT = 1e8  # multiply-adds; below it two threads gain a few per cent at best, and on a busy machine lose
 
 
 def blas_threads(count: int | None) -> AbstractContextManager[None]:
