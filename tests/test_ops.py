@@ -12,11 +12,12 @@ import scipy.special
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from op_samples import NOT_DIFFERENTIABLE, REFERENCE, SAMPLES
+from reference import REFERENCE
 
 import tinyvit as tv
 from tinyvit.engine.backend import namespace_on
 from tinyvit.engine.ops import elementwise, indexing, linalg, nn, reductions, shapes
+from tinyvit.study.audit.samples import NOT_DIFFERENTIABLE, SAMPLES
 
 ops = tv.ops
 PRIMITIVES = [

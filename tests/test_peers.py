@@ -1,4 +1,4 @@
-"""Values and gradients against PyTorch, for every op that both have, on the samples of tests/op_samples.py."""
+"""Values and gradients against PyTorch, for every op that both have, on the samples of tinyvit/study/audit/samples.py."""
 
 import math
 
@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from op_samples import NOT_DIFFERENTIABLE, SAMPLES
 
 import tinyvit as tv
+from tinyvit.study.audit.samples import NOT_DIFFERENTIABLE, SAMPLES
 
 torch = pytest.importorskip("torch")
 
