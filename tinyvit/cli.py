@@ -116,11 +116,14 @@ def _parser() -> argparse.ArgumentParser:
     prediction.add_argument("--json", action="store_true", help="print one JSON object")
     _add_device(prediction)
 
-    table = command("summary", _summary, "print a model's layers and its numbers of parameters")
+    table = command("summary", _summary, "print a model's layers: what each learns, computes and keeps for training")
     table.add_argument(
         "model", metavar="MODEL", help="a name like vit_base_patch16_224, or a config.toml, run or model file"
     )
-    table.add_argument("--json", action="store_true", help="print one JSON object")
+    table.add_argument("--batch", type=int, default=1, metavar="N", help="images a batch, for the totals (default 1)")
+    form = table.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="print the table in Markdown")
+    form.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
@@ -302,12 +305,15 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _summary(options: argparse.Namespace) -> int:
+    if options.batch < 1:
+        raise ConfigError(f"--batch is {options.batch}; it must be at least 1")
     rows = study.summary(_model_config(options.model))
     if options.json:
-        total = sum(row.parameters for row in rows)
-        print(json.dumps({"rows": [asdict(row) for row in rows], "parameters": total}, ensure_ascii=False))
+        table = [asdict(row) for row in rows]
+        answer = {"batch": options.batch, "rows": table, **study.totals(rows, options.batch)}
+        print(json.dumps(answer, ensure_ascii=False))
     else:
-        print(study.to_text(rows))
+        print((study.to_markdown if options.markdown else study.to_text)(rows, options.batch))
     return GOOD
 
 

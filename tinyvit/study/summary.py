@@ -1,4 +1,4 @@
-"""The tutorial's table: every part of a ViT, what goes in and comes out, and how many numbers it learns."""
+"""The tutorial's table: every part of a ViT, what goes in and comes out, what it learns, computes and keeps."""
 
 from __future__ import annotations
 
@@ -7,10 +7,23 @@ from dataclasses import dataclass
 
 from tinyvit.vit import ViTConfig
 
+FLOAT32 = 4  # bytes
+
 
 @dataclass(frozen=True)
 class Row:
-    """One part of the model; the counts are for one image, and for all layers where there are several."""
+    """One part of the model; the counts are for one image, and for all layers where there are several.
+
+    Attributes:
+        layer, input, output, details: what it is, and the shapes (without the batch) that go in and come out.
+        formula, parameters: the numbers it learns.
+        multiply_adds: of its matrix products in the forward pass, one multiplication and one addition together
+            counted as one: the linear layers, Q · Kᵀ and A · V. What is done number by number is not counted:
+            biases, LayerNorm, softmax, activations, residuals, dropout, pooling.
+        activation_numbers: how many numbers the tape keeps of it from the forward pass to the backward sweep in
+            training: what the backward rules asked for, each array once. A view keeps the whole array that it looks
+            at. Parameters are not counted; the patches of the image are, in the Patch Embedding.
+    """
 
     layer: str
     input: str
@@ -18,93 +31,260 @@ class Row:
     details: str
     formula: str
     parameters: int
+    multiply_adds: int = 0
+    activation_numbers: int = 0
 
 
 def summary(config: ViTConfig) -> list[Row]:
     """Return the table for a config, by formula: no weight is made, so that the largest model costs nothing.
 
     Source: the tutorial's table of layers. Its formulas leave out biases, LayerNorm, the class token and its
-    position; they are counted here.
+    position; they are counted here. What is computed and kept follows from the layers and from what their backward
+    rules name (`tinyvit.engine.ops`): with T tokens, hidden width M and h heads, an encoder layer takes
+    4·T·D² + 2·T²·D + 2·T·D·M multiply-adds and keeps (8·D + 4)·T + h·T² + 3·T·M numbers (ReLU: T·M instead of
+    3·T·M). Dropout, attention dropout, DropPath and LayerScale, where the config has them, keep more, which is
+    counted too. The loss is no part of the model: cross-entropy keeps 3·K numbers an image beside these.
 
-    >>> sum(row.parameters for row in summary(ViTConfig.named("vit_base_patch16_224")))
-    86567656
+    >>> rows = summary(ViTConfig.named("vit_base_patch16_224"))
+    >>> sum(row.parameters for row in rows), sum(row.multiply_adds for row in rows)
+    (86567656, 17563828224)
+    >>> rows[4].layer, rows[4].activation_numbers
+    ('Transformer Blocks × 12: MHSA', 14666256)
     """
-    c = config
-    N, P, C, D, L, K, M = c.num_patches, c.patch_size, c.channels, c.dim, c.depth, c.num_classes, c.mlp_hidden
-    T = N + c.num_prefix_tokens
-    positions = N + int(c.class_token)
-    image, patched, tokens = f"{c.height} × {c.width} × {C}", f"{N} × {D}", f"{T} × {D}"
+    return [*_embedding_rows(config), *_encoder_rows(config), *_head_rows(config)]
+
+
+def _embedding_rows(c: ViTConfig) -> list[Row]:
+    N, P, C, D = c.num_patches, c.patch_size, c.channels, c.dim
+    image, patched, tokens = f"{c.height} × {c.width} × {C}", f"{N} × {D}", f"{_num_tokens(c)} × {D}"
+    weights, kept = P * P * C * D, N * P * P * C
+    cut = f"{P} × {P}, flatten"
     rows = [
         Row("Input Image", image, "", "", "", 0),
-        Row("Patch Embedding", image, patched, f"{P} × {P}, flatten", "(P²·C)·D + D", P * P * C * D + D),
+        Row("Patch Embedding", image, patched, cut, "(P²·C)·D + D", weights + D, N * weights, kept),
     ]
+    placed = f"{N + int(c.class_token)} × {D}"
     if c.class_token:
-        rows.append(Row("Class Token", patched, f"{N + 1} × {D}", "learned", "D", D))
-    learned = c.position == "learned"
-    rows.append(
-        Row(
-            "Positional Encoding",
-            f"{positions} × {D}",
-            f"{positions} × {D}",
-            "add to embedding" + ("" if learned else ", fixed sin-cos"),
-            ("(N+1)·D" if c.class_token else "N·D") if learned else "0",
-            positions * D if learned else 0,
-        )
-    )
+        rows.append(Row("Class Token", patched, placed, "learned", "D", D))
+    rows.append(_position_row(c, placed))
     if c.register_tokens:
-        rows.append(Row("Register Tokens", f"{positions} × {D}", tokens, "learned", "R·D", c.register_tokens * D))
-    qkv_bias = 3 * D if c.qkv_bias else 0
-    attention = 3 * D * D + qkv_bias + D * D + D
-    scale, scale_text = (2 * D, " + 2D LayerScale") if c.layer_scale else (0, "")
-    rows += [
-        Row(
-            f"Transformer Blocks × {L}: MHSA",
-            tokens,
-            tokens,
-            f"{c.num_heads} heads of {D // c.num_heads}",
-            "L·(4D² + 4D)" if c.qkv_bias else "L·(4D² + D)",
-            L * attention,
-        ),
-        Row(
-            f"Transformer Blocks × {L}: FFN",
-            tokens,
-            tokens,
-            f"{D} → {M} → {D}, {c.activation}",
-            "L·(2·D·M + M + D)",
-            L * (2 * D * M + M + D),
-        ),
-        Row(
-            f"Transformer Blocks × {L}: norms",
-            tokens,
-            tokens,
-            "2 LayerNorms, residuals",
-            f"L·(4D{scale_text})",
-            L * (4 * D + scale),
-        ),
-        Row("Final LayerNorm", tokens, tokens, "", "2D", 2 * D),
-        Row("Classifier Head", f"{D}", f"{K}", f"linear, on {_pooled(c)}", "D·K + K", D * K + K),
-    ]
+        rows.append(Row("Register Tokens", placed, tokens, "learned", "R·D", c.register_tokens * D))
+    if c.dropout:
+        mask = _num_tokens(c) * D
+        rows.append(Row("Embedding Dropout", tokens, tokens, f"p = {c.dropout:g}", "0", 0, 0, mask))
     return rows
 
 
-def _pooled(config: ViTConfig) -> str:
-    return "the class token" if config.pool == "cls" else "the mean of the patches"
+def _position_row(c: ViTConfig, placed: str) -> Row:
+    layer, details = "Positional Encoding", "add to embedding"
+    if c.position != "learned":
+        return Row(layer, placed, placed, f"{details}, fixed sin-cos", "0", 0)
+    formula, positions = ("(N+1)·D", c.num_patches + 1) if c.class_token else ("N·D", c.num_patches)
+    return Row(layer, placed, placed, details, formula, positions * c.dim)
 
 
-def to_text(rows: Sequence[Row]) -> str:
-    """Lay the table out for a terminal, with the total below."""
-    header = ("Layer", "Input", "Output", "Details", "Parameters formula", "Parameters")
-    cells = [
-        header,
-        *((r.layer, r.input, r.output, r.details, r.formula, f"{r.parameters:,}") for r in rows),
-        ("Total", "", "", "", "", f"{sum(r.parameters for r in rows):,}"),
+def _encoder_rows(c: ViTConfig) -> list[Row]:
+    T, D, L, M = _num_tokens(c), c.dim, c.depth, c.mlp_hidden
+    tokens, name = f"{T} × {D}", f"Transformer Blocks × {L}"
+    scale, scale_text = (2 * D, " + 2D LayerScale") if c.layer_scale else (0, "")
+    attention = (
+        f"{c.num_heads} heads of {D // c.num_heads}",
+        "L·(4D² + 4D)" if c.qkv_bias else "L·(4D² + D)",
+        L * (4 * D * D + (4 * D if c.qkv_bias else D)),
+        L * (4 * T * D * D + 2 * T * T * D),
+        L * _kept_by_attention(c),
+    )
+    feed_forward = (
+        f"{D} → {M} → {D}, {c.activation}",
+        "L·(2·D·M + M + D)",
+        L * (2 * D * M + M + D),
+        L * 2 * T * D * M,
+        L * _kept_by_feed_forward(c),
+    )
+    norms = ("2 LayerNorms, residuals", f"L·(4D{scale_text})", L * (4 * D + scale), 0, _kept_by_norms(c))
+    return [
+        Row(f"{name}: MHSA", tokens, tokens, *attention),
+        Row(f"{name}: FFN", tokens, tokens, *feed_forward),
+        Row(f"{name}: norms", tokens, tokens, *norms),
     ]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+
+
+def _head_rows(c: ViTConfig) -> list[Row]:
+    T, D, K = _num_tokens(c), c.dim, c.num_classes
+    on_token = c.pool == "cls"
+    details = f"linear, on {'the class token' if on_token else 'the mean of the patches'}"
+    kept = T * D if on_token else D  # the class token is a view, which keeps all tokens; their mean is an array itself
+    return [
+        Row("Final LayerNorm", f"{T} × {D}", f"{T} × {D}", "", "2D", 2 * D, 0, _kept_by_norm(c)),
+        Row("Classifier Head", f"{D}", f"{K}", details, "D·K + K", D * K + K, D * K, kept),
+    ]
+
+
+def _num_tokens(c: ViTConfig) -> int:
+    """T, of the encoder: patches, class token and registers."""
+    return c.num_patches + c.num_prefix_tokens
+
+
+# ------------------------------------------------------------- what the tape keeps, in numbers, for one image and layer
+
+
+def _kept_by_attention(c: ViTConfig) -> int:
+    tokens = _num_tokens(c) * c.dim
+    scores = c.num_heads * _num_tokens(c) ** 2
+    kept = 5 * tokens + scores  # the input; Q, K and V, in one array; the heads' results side by side; A
+    if c.attention_dropout:
+        kept += tokens + 2 * scores  # not fused then: the scaled Q; the mask and what it leaves of A
+    if c.dropout:
+        kept += tokens  # the mask
+    return kept
+
+
+def _kept_by_feed_forward(c: ViTConfig) -> int:
+    tokens, hidden = _num_tokens(c) * c.dim, _num_tokens(c) * c.mlp_hidden
+    relu = c.activation == "relu"
+    kept = tokens + (1 if relu else 3) * hidden  # the input; ReLU's result alone, or gelu's x, Φ(x) and x·Φ(x)
+    if c.dropout:
+        kept += tokens + hidden  # the masks; W₂ needs what the first one leaves of the activation's result
+        kept += hidden if relu else 0  # and ReLU needs its result as well, where gelu can do without
+    return kept
+
+
+def _kept_by_norms(c: ViTConfig) -> int:
+    """Of all layers, for the first one has no DropPath."""
+    kept = c.depth * 2 * _kept_by_norm(c)
+    if c.layer_scale:
+        kept += c.depth * 2 * _num_tokens(c) * c.dim  # the branches, before they are scaled
+    if c.drop_path:
+        kept += 2 * max(c.depth - 1, 0)  # one number says whether an image takes a branch
+    return kept
+
+
+def _kept_by_norm(c: ViTConfig) -> int:
+    return _num_tokens(c) * (c.dim + 2)  # the input, and each token's mean and scale
+
+
+# -------------------------------------------------------------------------------------------------------------- totals
+
+
+def totals(rows: Sequence[Row], batch: int = 1) -> dict[str, int]:
+    """Add the rows up, for one image and for a batch.
+
+    Args:
+        rows: of `summary`.
+        batch: images a batch, at least 1.
+
+    Returns:
+        `parameters`, and `parameter_bytes` in float32; `multiply_adds` and `activation_numbers` for one image;
+        `batch_multiply_adds` of a forward pass; `batch_activation_bytes`, what the tape keeps between forward and
+        backward in float32 (the arrays that live for a moment, the gradients and the optimizer's state come on top).
+        A train step, forward and backward, takes about three times the forward's multiply-adds: each product has two
+        gradients, only the image's is not computed.
+
+    Raises:
+        ValueError: the batch is below 1.
+
+    >>> totals(summary(ViTConfig.named("vit_tiny_patch16_224")), batch=2)["batch_multiply_adds"]
+    2507366400
+    """
+    if batch < 1:
+        raise ValueError(f"batch is {batch}; it must be at least 1")
+    parameters = sum(row.parameters for row in rows)
+    multiply_adds = sum(row.multiply_adds for row in rows)
+    numbers = sum(row.activation_numbers for row in rows)
+    return {
+        "parameters": parameters,
+        "parameter_bytes": parameters * FLOAT32,
+        "multiply_adds": multiply_adds,
+        "batch_multiply_adds": multiply_adds * batch,
+        "activation_numbers": numbers,
+        "batch_activation_bytes": numbers * batch * FLOAT32,
+    }
+
+
+def _facts(rows: Sequence[Row], batch: int) -> list[tuple[str, str]]:
+    """What stands below the table: (name, sentence)."""
+    total = totals(rows, batch)
+    of_batch = f"for a batch of {'1 image' if batch == 1 else f'{batch:,} images'}"
+    parameters = f"{total['parameters']:,}, {_mebibytes(total['parameter_bytes'])} in float32"
+    multiply_adds = (
+        f"{_short(total['multiply_adds'])} an image, {_short(total['batch_multiply_adds'])} {of_batch}, forward; "
+        "a train step takes about three times that"
+    )
+    activations = (
+        f"{_short(total['activation_numbers'])} numbers an image, {_mebibytes(total['batch_activation_bytes'])} in "
+        f"float32 {of_batch}: what the tape keeps from forward to backward"
+    )
+    return [("Parameters", parameters), ("Multiply-Adds", multiply_adds), ("Activations", activations)]
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
+
+
+def _short(number: float) -> str:
+    """17563828224 → "17.56 G"."""
+    for unit in ("", " k", " M", " G", " T"):
+        if number < 1000:
+            return f"{number:.4g}{unit}"
+        number /= 1000
+    return f"{number:,.1f} P"
+
+
+# ------------------------------------------------------------------------------------------------------------- formats
+
+HEADER = (
+    "Layer Type", "Input Dimension", "Output Dimension", "Details", "Parameters Formula", "Number of Parameters",
+    "Multiply-Adds", "Activations",
+)  # fmt: skip
+WORDS = 5  # the columns before those of numbers
+
+
+def _cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """The table without its header; the last line is the total."""
+    total = totals(rows)
+    sums = total["parameters"], total["multiply_adds"], total["activation_numbers"]
+    lines = [
+        (r.layer, r.input, r.output, r.details, r.formula, r.parameters, r.multiply_adds, r.activation_numbers)
+        for r in (*rows, Row("Total", "", "", "", "", *sums))
+    ]
+    return [tuple(cell if isinstance(cell, str) else f"{cell:,}" for cell in line) for line in lines]
+
+
+def to_text(rows: Sequence[Row], batch: int = 1) -> str:
+    """Lay the table out for a terminal, counts for one image, with totals and what a batch takes below.
+
+    Raises:
+        ValueError: the batch is below 1.
+
+    >>> print(to_text(summary(ViTConfig.named("vit_tiny_patch16_224"))).splitlines()[-3])
+    Parameters     5,717,416, 21.8 MiB in float32
+    """
+    cells = [(*HEADER[:WORDS], "Parameters", *HEADER[WORDS + 1 :]), *_cells(rows)]  # short, to fit 160 columns
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join(
-            cell.rjust(w) if i == 5 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if i < WORDS else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
-        for row in cells
+        for line in cells
     ]
     rule = "─" * len(lines[0])
-    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+    facts = [f"{name:15}{fact}" for name, fact in _facts(rows, batch)]
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], "", *facts])
+
+
+def to_markdown(rows: Sequence[Row], batch: int = 1) -> str:
+    """Write the table in GitHub's Markdown, with the tutorial's columns, and what a batch takes as a list below.
+
+    Raises:
+        ValueError: the batch is below 1.
+
+    >>> config = ViTConfig(image_size=8, patch_size=4, channels=1, num_classes=10, dim=32, depth=2, num_heads=2)
+    >>> print(to_markdown(summary(config)).splitlines()[3])
+    | Patch Embedding | 8 × 8 × 1 | 4 × 32 | 4 × 4, flatten | (P²·C)·D + D | 544 | 2,048 | 64 |
+    """
+    *body, total = _cells(rows)
+    bold = tuple(f"**{cell}**" if cell else "" for cell in total)
+    alignment = ("---",) * WORDS + ("---:",) * (len(HEADER) - WORDS)
+    table = ["| " + " | ".join(line) + " |" for line in (HEADER, alignment, *body, bold)]
+    return "\n".join([*table, "", *(f"- **{name}**: {fact}" for name, fact in _facts(rows, batch))])

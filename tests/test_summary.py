@@ -1,0 +1,373 @@
+"""The table says what is there: it is held against the parameters, the products and the tape of the real model."""
+
+import json
+import re
+from collections import Counter
+from contextlib import contextmanager
+from itertools import pairwise
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tinyvit as tv
+from tinyvit import cli
+from tinyvit.engine.backend import NUMPY
+from tinyvit.engine.tape import Leaf
+from tinyvit.layers import Module
+from tinyvit.study.summary import HEADER, summary, to_markdown, to_text, totals
+
+
+@st.composite
+def configs(draw):
+    patch, heads = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    class_token, position = draw(st.booleans()), draw(st.sampled_from(["learned", "sincos"]))
+    return tv.ViTConfig(
+        image_size=(patch * draw(st.integers(1, 3)), patch * draw(st.integers(1, 3))),
+        patch_size=patch,
+        channels=draw(st.integers(1, 4)),
+        num_classes=draw(st.integers(1, 12)),
+        dim=heads * 4 * draw(st.integers(1, 3)),
+        depth=draw(st.integers(0, 3)),
+        num_heads=heads,
+        mlp_ratio=draw(st.floats(0.3, 4)),
+        activation=draw(st.sampled_from(["relu", "gelu", "gelu_tanh", "gelu_quick"])),
+        pool=draw(st.sampled_from(["cls", "mean"])) if class_token else "mean",
+        class_token=class_token,
+        register_tokens=draw(st.integers(0, 3)),
+        position=position,
+        qkv_bias=draw(st.booleans()),
+        dropout=draw(st.sampled_from([0.0, 0.3])),
+        attention_dropout=draw(st.sampled_from([0.0, 0.3])),
+        drop_path=draw(st.sampled_from([0.0, 0.3])),
+        layer_scale=draw(st.sampled_from([0.0, 1e-4])),
+    )
+
+
+PARTS = {  # a row's name: the parameters that it counts, and the layers whose products and saved values it counts
+    "Input Image": "never",
+    "Patch Embedding": r"patch_embed\.",
+    "Class Token": "cls_token",
+    "Positional Encoding": "pos_embed",
+    "Register Tokens": "reg_token",
+    "Embedding Dropout": r"model\.",  # what the model itself does, outside its layers
+    "MHSA": r"blocks\.\d+\.attn\.",
+    "FFN": r"blocks\.\d+\.mlp\.",
+    "norms": r"blocks\.\d+\.(norm1|norm2|ls1|ls2|drop_path)\.",
+    "Final LayerNorm": r"norm\.",
+    "Classifier Head": r"head\.",
+}
+
+
+def part_of(sizes, row):
+    """The sum over those names that belong to a row."""
+    return sum(size for name, size in sizes.items() if re.match(PARTS[row.layer.rpartition(": ")[2]], name))
+
+
+# ------------------------------------------------------------------------------------------------------ parameters
+
+
+def evaluated(formula, config):
+    """The value of a formula of the table, read as it is written."""
+    values = {
+        "P": config.patch_size, "C": config.channels, "D": config.dim, "L": config.depth, "N": config.num_patches,
+        "K": config.num_classes, "M": config.mlp_hidden, "R": config.register_tokens,
+    }  # fmt: skip
+    code = formula.replace(" LayerScale", "").replace("²", "**2").replace("·", "*")
+    return eval(re.sub(r"(\d)([A-Z])", r"\1*\2", code) or "0", values)
+
+
+@given(configs())
+def test_each_row_counts_the_parameters_of_the_real_model_and_so_does_its_formula(config):
+    model, rows = tv.ViT(config), summary(config)
+    assert sum(row.parameters for row in rows) == model.num_parameters
+    sizes = {name: p.size for name, p in model.named_parameters()}
+    for row in rows:
+        assert row.parameters == part_of(sizes, row), row
+        assert row.parameters == evaluated(row.formula, config), row
+    assert {row.layer for row in rows} >= {"Input Image", "Patch Embedding", "Positional Encoding", "Classifier Head"}
+
+
+@given(configs())
+def test_each_row_takes_what_the_row_before_gives_as_the_real_model_does(config):
+    rows = summary(config)
+    for row, following in pairwise(rows[1:-1]):
+        assert row.output == following.input, (row, following)
+    tokens = tv.ViT(config).features(np.zeros((1, config.channels, config.height, config.width), np.float32))
+    assert rows[-2].output == f"{tokens.shape[1]} × {tokens.shape[2]}"
+    assert rows[-1].output == str(config.num_classes)
+
+
+@pytest.mark.parametrize(  # the numbers that timm reports
+    ("name", "parameters"),
+    [
+        ("vit_tiny_patch16_224", 5_717_416),
+        ("vit_small_patch16_224", 22_050_664),
+        ("vit_base_patch16_224", 86_567_656),
+        ("vit_large_patch16_224", 304_326_632),
+        ("vit_huge_patch14_224", 632_045_800),
+    ],
+)
+def test_the_named_models_have_the_sizes_of_the_literature(name, parameters):
+    assert totals(summary(tv.ViTConfig.named(name)))["parameters"] == parameters
+
+
+# ----------------------------------------------------------------------------------- multiply-adds and activations
+
+
+class Watch:
+    """What a model does while it is watched.
+
+    Attributes:
+        products: {layer: multiply-adds of its matrix products}; what no layer does is under "".
+        spans: (first, last, layer): the numbers of the nodes that a layer recorded; inner layers come first.
+    """
+
+    def __init__(self):
+        self.products, self.spans = Counter(), []
+
+    def layer_of(self, node):
+        return next((name for first, last, name in self.spans if first < node.number < last), "")
+
+
+@contextmanager
+def watched(model):
+    watch, names, inside = Watch(), layer_names(model), [""]
+
+    def call(layer, *arguments):
+        inside.append(names[layer])
+        first = Leaf((), np.float32).number
+        result = layer.forward(*arguments)
+        watch.spans.append((first, Leaf((), np.float32).number, inside.pop()))
+        return result
+
+    def matmul(a, b):
+        product = np.matmul(a, b)
+        watch.products[inside[-1]] += product.size * a.shape[-1]
+        return product
+
+    with patch.object(Module, "__call__", call), patch.object(NUMPY, "matmul", matmul):
+        yield watch
+
+
+def layer_names(model, prefix=""):
+    """{layer: its name with a point behind}, as in the names of its parameters; "model." for the model itself."""
+    names = {model: prefix or "model."}
+    for name, child in model.children():
+        names |= layer_names(child, f"{prefix}{name}.")
+    return names
+
+
+def owner(array):
+    """The array whose memory this one looks at."""
+    while array.base is not None:
+        array = array.base
+    return array
+
+
+def kept_arrays(result, model):
+    """(node, array) for each array in memory that the tape keeps for the way back, once; without the parameters."""
+    seen = {id(owner(p.data)) for p in model.parameters()}
+    nodes, stack = {result.node}, [result.node]
+    while stack:
+        node = stack.pop()
+        for value in (node.saved or {}).values():
+            for array in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(array, np.ndarray) and id(owner(array)) not in seen:
+                    seen.add(id(owner(array)))
+                    yield node, owner(array)
+        new = {parent for parent in node.parents if parent is not None} - nodes
+        nodes |= new
+        stack += new
+
+
+def images_for(config, batch):
+    shape = batch, config.channels, config.height, config.width
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+
+@given(configs(), st.sampled_from([1, 3]))
+def test_each_row_counts_the_bytes_that_the_tape_of_a_real_forward_pass_keeps(config, batch):
+    model, rows = tv.ViT(config), summary(config)
+    with watched(model) as watch:
+        logits = model(images_for(config, batch))
+    kept = Counter()
+    for node, array in kept_arrays(logits, model):
+        kept[watch.layer_of(node)] += array.nbytes
+    for row in rows:
+        assert row.activation_numbers * 4 * batch == part_of(kept, row), row
+    assert totals(rows, batch)["batch_activation_bytes"] == kept.total()
+
+
+@given(configs(), st.sampled_from([1, 3]))
+def test_the_loss_keeps_three_numbers_a_class_beside_the_model(config, batch):
+    model = tv.ViT(config)
+    loss = tv.ops.cross_entropy(model(images_for(config, batch)), np.zeros(batch, int))
+    kept = sum(array.nbytes for _, array in kept_arrays(loss, model))
+    assert kept == totals(summary(config), batch)["batch_activation_bytes"] + 4 * 3 * config.num_classes * batch
+
+
+@given(configs(), st.sampled_from([1, 3]))
+def test_each_row_counts_the_products_of_a_real_forward_pass_and_a_train_step_is_three_times_that(config, batch):
+    model, rows = tv.ViT(config), summary(config)
+    with watched(model) as watch:
+        logits = model(images_for(config, batch))
+        forward = watch.products.copy()
+        logits.sum().backward()
+    for row in rows:
+        assert row.multiply_adds * batch == part_of(forward, row), row
+    total = totals(rows, batch)["batch_multiply_adds"]
+    assert total == forward.total() == sum(row.multiply_adds for row in rows) * batch
+    assert watch.products.total() == 3 * total - rows[1].multiply_adds * batch  # the image needs no gradient
+
+
+@pytest.mark.parametrize(  # in units of 10⁹, from the metadata of torchvision's weights
+    ("name", "published"),
+    [
+        ("vit_base_patch16_224", 17.564),
+        ("vit_base_patch16_384", 55.484),
+        ("vit_base_patch32_224", 4.409),
+        ("vit_large_patch16_224", 61.555),
+        ("vit_large_patch16_512", 361.986),
+        ("vit_large_patch32_224", 15.378),
+        ("vit_huge_patch14_224", 167.295),
+        ("vit_huge_patch14_518", 1016.717),
+    ],
+)
+def test_the_named_models_take_the_multiply_adds_of_the_literature(name, published):
+    assert round(totals(summary(tv.ViTConfig.named(name)))["multiply_adds"] / 1e9, 3) == published
+
+
+@pytest.mark.parametrize(("name", "published"), [("tiny", 1.26), ("small", 4.6)])  # rounded figures of DeiT's sizes
+def test_the_small_models_take_about_the_multiply_adds_of_the_literature(name, published):
+    total = totals(summary(tv.ViTConfig.named(f"vit_{name}_patch16_224")))["multiply_adds"]
+    assert total / 1e9 == pytest.approx(published, rel=0.015)
+
+
+def test_totals_grow_with_the_batch_where_they_are_of_the_batch():
+    rows = summary(tv.ViTConfig.named("vit_tiny_patch16_224"))
+    one, many = totals(rows), totals(rows, 64)
+    assert {key: many[key] // one[key] for key in one} == {key: 64 if "batch" in key else 1 for key in one}
+    assert one["parameter_bytes"] == 4 * one["parameters"]
+    assert one["batch_activation_bytes"] == 4 * one["activation_numbers"]
+
+
+# ---------------------------------------------------------------------------------------------------------- formats
+
+
+def test_the_text_is_a_table_with_aligned_columns_and_the_totals_below():
+    rows = summary(tv.ViTConfig.named("vit_base_patch16_224"))
+    lines = to_text(rows, 64).splitlines()
+    table, facts = lines[: len(rows) + 4], lines[len(rows) + 4 :]  # a header, a total and two rules
+    assert len({len(line) for line in table}) == 1
+    assert max(map(len, lines)) <= 160
+    assert re.split(r"\s{2,}", table[0]) == [*HEADER[:5], "Parameters", *HEADER[6:]]
+    assert set(table[1]) == set(table[-2]) == {"─"}
+    assert table[-1].split() == ["Total", "86,567,656", "17,563,828,224", "42,362,506"]
+    for row, line in zip(rows, table[2:], strict=False):
+        assert line.startswith(row.layer)
+        assert line.split()[-3:] == [f"{n:,}" for n in (row.parameters, row.multiply_adds, row.activation_numbers)]
+    assert facts == [
+        "",
+        "Parameters     86,567,656, 330.2 MiB in float32",
+        "Multiply-Adds  17.56 G an image, 1.124 T for a batch of 64 images, forward; "
+        "a train step takes about three times that",
+        "Activations    42.36 M numbers an image, 10,342.4 MiB in float32 for a batch of 64 images: "
+        "what the tape keeps from forward to backward",
+    ]
+    assert "for a batch of 1 image," in to_text(rows)
+
+
+def test_the_markdown_is_the_same_table_with_the_columns_of_the_tutorial():
+    rows = summary(tv.ViTConfig.named("vit_base_patch16_224"))
+    table, _, facts = to_markdown(rows, 64).partition("\n\n")
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert {len(line) for line in lines} == {len(HEADER)}
+    assert lines[0][:6] == [
+        "Layer Type", "Input Dimension", "Output Dimension", "Details", "Parameters Formula", "Number of Parameters",
+    ]  # fmt: skip
+    assert lines[1] == ["---"] * 5 + ["---:"] * 3
+    text = to_text(rows, 64).splitlines()
+    assert [line[0] for line in lines[2:]] == [*(row.layer for row in rows), "**Total**"]
+    for mine, printed in zip(lines[2:-1], text[2:], strict=False):
+        assert [cell for cell in mine if cell] == re.split(r"\s{2,}", printed)
+    assert [cell.strip("*") for cell in lines[-1] if cell] == text[-5].split()
+    assert [line.replace("- **", "").replace("**:", "").split() for line in facts.splitlines()] == [
+        line.split() for line in text[-3:]
+    ]
+
+
+@given(configs(), st.integers(1, 10**6))
+def test_every_config_can_be_printed(config, batch):
+    rows = summary(config)
+    lines = to_text(rows, batch).splitlines()
+    assert len({len(line) for line in lines[:-4]}) == 1
+    assert {line.count("|") for line in to_markdown(rows, batch).splitlines()[:-4]} == {len(HEADER) + 1}
+
+
+@pytest.mark.parametrize("write", [totals, to_text, to_markdown])
+def test_a_batch_of_nothing_is_refused(write):
+    with pytest.raises(ValueError, match=r"^batch is 0; it must be at least 1$"):
+        write(summary(tv.ViTConfig.named("vit_tiny_patch16_224")), 0)
+
+
+# ---------------------------------------------------------------------------------------------------------- command
+
+
+@pytest.fixture
+def command(capsys):
+    """Run `tinyvit summary …` in this process: (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        try:
+            code = cli.main(["summary", *arguments])
+        except SystemExit as exit:  # argparse's
+            code = exit.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_224", "vit_huge_patch14_224"])
+def test_the_command_prints_text_markdown_and_json(command, name):
+    rows = summary(tv.ViTConfig.named(name))
+    assert command(name) == (0, to_text(rows) + "\n", "")
+    assert command(name, "--batch", "64") == (0, to_text(rows, 64) + "\n", "")
+    assert command(name, "--batch", "64", "--markdown") == (0, to_markdown(rows, 64) + "\n", "")
+    code, out, err = command(name, "--batch", "64", "--json")
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    answer = json.loads(out)
+    assert answer.pop("batch") == 64
+    assert answer.pop("rows") == [vars(row) for row in rows]
+    assert answer == totals(rows, 64)
+
+
+def test_the_command_counts_what_the_dropout_of_a_config_keeps(command, tmp_path):
+    config = tmp_path / "config.toml"
+    kept = []
+    for dropout in (0.0, 0.1):
+        config.write_text(f"[model]\ndropout = {dropout}\n")
+        kept.append(json.loads(command(str(config), "--json")[1])["activation_numbers"])
+    assert kept[0] < kept[1]
+
+
+@pytest.mark.parametrize("batch", ["0", "-3"])
+def test_a_batch_below_one_is_wrong_usage(command, batch):
+    code, out, err = command("vit_tiny_patch16_224", "--batch", batch)
+    assert (code, out, err) == (2, "", f"tinyvit: --batch is {batch}; it must be at least 1\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--markdown", "--json"], "argument --json: not allowed with argument --markdown"),
+        (["--batch", "many"], "argument --batch: invalid int value: 'many'"),
+    ],
+)
+def test_what_makes_no_sense_together_is_wrong_usage(command, arguments, message):
+    code, out, err = command("vit_tiny_patch16_224", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("usage: tinyvit summary ")
+    assert message in err
