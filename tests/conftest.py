@@ -19,12 +19,12 @@ hypothesis.settings.load_profile("tinyvit")
 @pytest.fixture(autouse=True)
 def global_state():
     """Start from a fixed seed, and fail a test that leaves no_grad or another default backend behind."""
-    recording, default = tape.mode.recording, backend.default_namespace()
+    before = tape.mode.recording, tape.mode.twins_in, backend.default_namespace()
     tv.seed(0)
     yield
-    left = tape.mode.recording, backend.default_namespace()
-    tape.mode.recording, backend._default = recording, default  # so that the next test does not fail too
-    assert left == (recording, default), "the test left no_grad()/enable_grad() or use_backend() switched"
+    left = tape.mode.recording, tape.mode.twins_in, backend.default_namespace()
+    tape.mode.recording, tape.mode.twins_in, backend._default = before  # so that the next test does not fail too
+    assert left == before, "the test left no_grad()/enable_grad(), unfused() or use_backend() switched"
 
 
 @pytest.fixture(scope="session", params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])

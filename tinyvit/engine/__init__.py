@@ -4,7 +4,7 @@ In reading order: `backend` (NumPy or CuPy), `tape` (nodes and the sweep), `tens
 tape), `primitive` (what an op is), `ops/` (the ops, each beside its rule), `gradcheck`.
 """
 
-from tinyvit.engine.tensor import Tensor, grad, tensor  # isort: skip -- first: ops and Tensor need each other
+from tinyvit.engine.tensor import Tensor, grad, tensor, unfused  # isort: skip -- first: ops and Tensor need each other
 from tinyvit.engine import ops
 from tinyvit.engine.backend import BackendError, gpu_available, use_backend
 from tinyvit.engine.gradcheck import GradcheckError, gradcheck, gradgradcheck
@@ -28,5 +28,6 @@ __all__ = [
     "primitive",
     "seed",
     "tensor",
+    "unfused",
     "use_backend",
 ]

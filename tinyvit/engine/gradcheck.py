@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -312,9 +312,8 @@ def _worst(looks: list[tuple[Finding, float]]) -> Finding:
     kinked = [pair for pair in looks if pair[0].kinks]
     failed = [pair for pair in looks if pair[0].failed]
     worst = max(named or failed or kinked or looks, key=lambda pair: pair[1])[0]
-    totals = (sum(getattr(x, name) for x in found) for name in ("elements", "failed", "kinks"))
-    return Finding(worst.input, worst.method, *totals, worst.where, worst.given, worst.measured, worst.tolerance,
-                   worst.note)  # fmt: skip
+    elements, failures, kinks = (sum(getattr(x, name) for x in found) for name in ("elements", "failed", "kinks"))
+    return replace(worst, elements=elements, failed=failures, kinks=kinks)
 
 
 def _message(name: str, finding: Finding) -> str:

@@ -86,6 +86,8 @@ class Primitive:
         """Compute, and record where an argument carries a gradient."""
         if named or len(arguments) != len(self.names) or self.variadic:
             arguments = self._bind(arguments, named)
+        if self.twin is not None and mode.twins_in is not None:
+            return self.twin(mode.twins_in, *arguments)
         arrays: list[Any] = []
         parents: list[Node | None] = []
         tracked: tuple[int, ...] = ()  # which arguments carry a gradient

@@ -31,6 +31,7 @@ class TapeError(RuntimeError):
 
 class _Mode(threading.local):
     recording = True
+    twins_in: Any = None  # the namespace to compute fused ops' twins in, in place of the fused ops
 
 
 mode = _Mode()  # one a thread: `no_grad` in one thread leaves the others alone

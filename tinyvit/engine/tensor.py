@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -425,6 +426,24 @@ def grad(
             f"the outputs do not depend on input {unused[0]} of grad(); pass allow_unused=True to get None for it"
         )
     return found
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Compute fused ops by their readable twins inside the block: the tape then shows their elementary ops.
+
+    >>> import tinyvit as tv
+    >>> x = tv.tensor([1.0], requires_grad=True)
+    >>> with tv.unfused():
+    ...     y = tv.ops.gelu(x)
+    >>> y.node.op.name, tv.ops.gelu(x).node.op.name
+    ('multiply', 'gelu')
+    """
+    previous, tape.mode.twins_in = tape.mode.twins_in, ops
+    try:
+        yield
+    finally:
+        tape.mode.twins_in = previous
 
 
 def _leaf(data: Array) -> Leaf:
