@@ -85,7 +85,8 @@ flip.gradients(x=lambda F, gy, axis: F.flip(gy, axis))
 @primitive
 def pad(xp, x, pad_width, constant_values=0):
     """A constant border: pad_width is n, (before, after), or such a pair for each axis, as in NumPy."""
-    return xp.pad(x, _pairs(pad_width, x.ndim), constant_values=constant_values)
+    pairs = _pairs(pad_width, x.ndim) or 0  # a single number has no border, and NumPy no empty list of pairs
+    return xp.pad(x, pairs, constant_values=constant_values)
 
 
 def _pad_rule(F, gy, x_shape, pad_width):
