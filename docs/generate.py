@@ -1,0 +1,274 @@
+"""Make the documents that come from the code: `python docs/generate.py` writes them, `--check` says what has drifted.
+
+A page is a function that returns its text, in the table PAGES below. Formulas come from tinyvit/study/equations.py, the
+lines of code from the source of the rules themselves, and the errors are measured by tests/test_equations.py while the
+page is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import functools
+import importlib
+import inspect
+import itertools
+import math
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tinyvit.study.equations import EQUATIONS, Code, Equation
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+
+# -------------------------------------------------------------------------------------------------------- the equations
+
+INTRODUCTION = """\
+# The tutorial's equations, and the code that computes them
+
+This page is made by `python docs/generate.py` from [the table of equations](../tinyvit/study/equations.py), the source
+of the ops and the measurements of [the tests](../tests/test_equations.py); `python docs/generate.py --check` fails when
+it has drifted from them. Do not edit it by hand.
+
+<!-- fmt: off -->
+
+For each equation: the formula as the tutorial writes it; what holds here, where that is another one, with the
+[erratum](errata.md) that derives it; the code that implements it; the test that computes it by hand from raw arrays,
+with loops and dot products; and the largest error measured, in float64, relative to the largest number by hand (in
+S13, where that is zero, to the largest number of ∂L/∂K).
+
+Notation: the tutorial multiplies a weight by a column, W · x. In tinyvit tokens are rows, X · Wᵀ, and weights are
+(out, in), so that W is the same in both. b counts the images of a batch, n and m tokens; ⊙ multiplies element by
+element. In the code `gy` is the gradient ∂L/∂y of the op's result, `F` or `xp` the array library. Sums over what was
+broadcast, a bias for instance, are done once for all rules by the engine (`unbroadcast`).
+"""
+
+LEFT_OUT = "## What the tutorial leaves out\n"
+
+
+def equations_page() -> str:
+    """Every equation with its code, its test and its error: docs/equations.md."""
+    errata = erratum_links()
+    own = [e for e in EQUATIONS if e.tutorial is not None]
+    left_out = [e for e in EQUATIONS if e.tutorial is None]
+    blocks = [INTRODUCTION, *_chapter(own, "## ", errata), LEFT_OUT, *_chapter(left_out, "### In: ", errata)]
+    return "\n".join(blocks)
+
+
+def _chapter(equations: list[Equation], heading: str, errata: dict[int, str]) -> Iterator[str]:
+    level = heading.split()[0]
+    for section, members in itertools.groupby(equations, key=lambda e: e.section):
+        yield f"{heading}{section}\n"
+        yield from (_entry(e, errata, level) for e in members)
+
+
+def _entry(e: Equation, errata: dict[int, str], level: str) -> str:
+    test = f"[`{name_of_test(e.number)}`](../tests/test_equations.py)"
+    parts = [
+        f"{level}# {e.number}. {e.title}",
+        *_formulas(e, ", ".join(errata[n] for n in e.errata)),
+        f"Code: {'; '.join(_link(code) for code in e.implemented_by)}",
+        f"```python\n{_listing(e.implemented_by)}\n```",
+        f"Test: {test}, largest error: {rounded_up(measure(e.number))}\n",
+    ]
+    return "\n\n".join(parts)
+
+
+def _formulas(e: Equation, errata: str) -> list[str]:
+    """The tutorial's formula and what holds instead; or the one that there is."""
+    if e.tutorial is not None and e.corrected is not None:
+        return [_displayed(e.tutorial), f"What holds here ({errata}):", _displayed(e.corrected)]
+    return [_displayed(e.formula), *([f"See {errata}."] if errata else [])]
+
+
+def _displayed(formula: str) -> str:
+    """LaTeX on lines of its own; plain words are set as such."""
+    if "\\" not in formula:
+        formula = rf"\text{{{formula}}}"
+    return f"$$\n{formula}\n$$"
+
+
+def _link(code: Code) -> str:
+    path = Path(inspect.getsourcefile(inspect.unwrap(code.function)) or "").resolve()
+    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path(path.name)
+    return f"[`{_label(code)}`](../{shown.as_posix()})"
+
+
+def _label(code: Code) -> str:
+    name = code.name.partition(":")[2]
+    return f"{name}, rule of {code.rule}" if code.rule else name
+
+
+def erratum_links() -> dict[int, str]:
+    """Number → a link to the erratum of that number in errata.md."""
+    text = (DOCS / "errata.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^### ((\d+)\. (.*))$", text, flags=re.MULTILINE)
+    return {int(number): f"[erratum {number}](errata.md#{_anchor(heading)})" for heading, number, _ in headings}
+
+
+def _anchor(heading: str) -> str:
+    """The name that a heading gets in a link."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+# ------------------------------------------------------------------------------------------------------ lines of code
+
+
+def _listing(codes: tuple[Code, ...]) -> str:
+    """The lines of each place in the code, under its name where there are several."""
+    if len(codes) == 1:
+        return source(codes[0])
+    return "\n".join(f"# {_label(code)}\n{source(code)}" for code in codes)
+
+
+def source(code: Code) -> str:
+    """The lines of a rule, of an op's forward, or of a method, without the docstring.
+
+    Raises:
+        ValueError: a line that is asked for is not there.
+    """
+    function = inspect.unwrap(code.function)
+    tree, lines = _parsed(inspect.getsourcefile(function) or "")
+    start = function.__code__.co_firstlineno
+    if function.__name__ == "<lambda>":
+        return _lambda(tree, lines, start, code)
+    [found] = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and _first_line(n) == start]
+    body = found.body[1:] if ast.get_docstring(found) is not None else found.body
+    if not code.lines:
+        return textwrap.dedent("".join(lines[body[0].lineno - 1 : found.end_lineno])).rstrip()
+    statements = sorted((n for n in ast.walk(found) if isinstance(n, ast.stmt)), key=lambda n: n.lineno)
+    simple = [_text(n, lines) for n in statements if not hasattr(n, "body")]
+    for wanted in code.lines:
+        if not any(text.startswith(wanted) for text in simple):
+            raise ValueError(f"{code.name} has no line that begins with {wanted!r}; look at tinyvit/study/equations.py")
+    return "\n".join(text for text in simple if text.startswith(code.lines))
+
+
+@functools.cache
+def _parsed(file: str) -> tuple[ast.Module, list[str]]:
+    text = Path(file).read_text(encoding="utf-8")
+    return ast.parse(text), text.splitlines(keepends=True)
+
+
+def _first_line(function: ast.FunctionDef) -> int:
+    return min([function.lineno, *(d.lineno for d in function.decorator_list)])
+
+
+def _lambda(tree: ast.Module, lines: list[str], start: int, code: Code) -> str:
+    """The line `argument=lambda …` with the comments behind and directly above it."""
+    keywords = (n for n in ast.walk(tree) if isinstance(n, ast.keyword) and isinstance(n.value, ast.Lambda))
+    found = [n for n in keywords if n.value.lineno == start]
+    if not found:  # a rule that was put there in another way
+        return _text(next(n for n in ast.walk(tree) if isinstance(n, ast.stmt) and n.lineno == start), lines)
+    if [n.arg for n in found] != [code.rule]:
+        raise ValueError(f"{code.name}: line {start} holds several rules, or not that of {code.rule!r}")
+    above = start - 1
+    while above and lines[above - 1].lstrip().startswith("#"):
+        above -= 1
+    return textwrap.dedent("".join(lines[above : found[0].value.end_lineno])).rstrip()
+
+
+def _text(node: ast.stmt, lines: list[str]) -> str:
+    """A statement's own lines, comments behind it included."""
+    return textwrap.dedent("".join(lines[node.lineno - 1 : node.end_lineno])).rstrip()
+
+
+# ---------------------------------------------------------------------------------------------- tests, measured errors
+
+
+def _tests() -> ModuleType:
+    tests = str(ROOT / "tests")
+    if tests not in sys.path:
+        sys.path.append(tests)
+    return importlib.import_module("test_equations")
+
+
+def name_of_test(number: str) -> str:
+    """The name of the function that holds an equation."""
+    name: str = _tests().CLOSED_FORMS[number].__name__
+    return name
+
+
+def measure(number: str) -> float:
+    """The largest error of an equation, measured now."""
+    error: float = _tests().measured(number)
+    return error
+
+
+def rounded_up(error: float) -> str:
+    """One significant digit, never less than the error itself."""
+    if error == 0:
+        return "0"
+    exponent = math.floor(math.log10(error))
+    digit = math.ceil(round(error / 10.0**exponent, 9))
+    return f"1e{exponent + 1:03d}" if digit == 10 else f"{digit}e{exponent:03d}"
+
+
+# ------------------------------------------------------------------------------------------------------ write and check
+
+PAGES: dict[str, Callable[[], str]] = {"equations.md": equations_page}
+
+_FIGURE = re.compile(r"(?<=largest error: )[\d.e+-]+")
+
+
+def differences(page: str, now: str) -> list[str]:
+    """What differs between a page and the same page made now, line by line.
+
+    A measured error is no text: it may be up to 100 times that on the page, or 1e-13, for machines round differently.
+    """
+    old, new = page.splitlines(), now.splitlines()
+    without_figures = difflib.SequenceMatcher(
+        None, [_FIGURE.sub("…", a) for a in old], [_FIGURE.sub("…", b) for b in new], autojunk=False
+    )
+    found = []
+    for kind, i, i_end, j, j_end in without_figures.get_opcodes():
+        pairs = itertools.zip_longest(old[i:i_end], new[j:j_end], fillvalue="nothing")
+        for number, (a, b) in enumerate(pairs, start=i + 1):
+            if kind != "equal" or _grown(_FIGURE.findall(a), _FIGURE.findall(b)):
+                found.append(f"line {number}: the page has: {a}\n    the code gives: {b}")
+    return found
+
+
+def _grown(page: list[str], now: list[str]) -> bool:
+    return any(float(b) > max(100 * float(a), 1e-13) for a, b in zip(page, now, strict=True))
+
+
+def drifted(docs: Path) -> list[str]:
+    """What has drifted in the pages of a folder; empty when all are up to date."""
+    reports = []
+    for name, make in PAGES.items():
+        if not (docs / name).exists():
+            reports.append(f"{name} is missing")
+            continue
+        found = differences((docs / name).read_text(encoding="utf-8"), make())
+        reports += [f"{name}, {report}" for report in found]
+    return reports
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the pages, or check them: 0 when they are up to date, 1 when something has drifted."""
+    parser = argparse.ArgumentParser(description="Make the documents that come from the code.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 and name what has drifted")
+    parser.add_argument("--to", type=Path, default=DOCS, help="the folder of the pages (docs/)")
+    options: Any = parser.parse_args(arguments)
+    if not options.check:
+        for name, make in PAGES.items():
+            (options.to / name).write_text(make(), encoding="utf-8")
+        return 0
+    reports = drifted(options.to)
+    for report in reports[:20]:
+        print(report, file=sys.stderr)
+    if reports:
+        print(f"{len(reports)} lines have drifted: run `python docs/generate.py`", file=sys.stderr)
+    return 1 if reports else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
