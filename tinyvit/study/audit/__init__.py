@@ -1,1 +1,168 @@
-"""The gradient audit: every op and every layer, looked at by every method that can tell a wrong gradient."""
+"""The gradient audit: every op and every layer, looked at by every method that can tell a wrong gradient.
+
+    tinyvit audit                       the worst row of each op, exit code 1 if anything fails
+    tinyvit audit softmax --all         every row of some ops
+    tinyvit audit --html audit.html     one page with all rows
+
+`samples` and `layers` are the registry, `checks` the methods, `report` the rows and their forms.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import numpy as np
+
+from tinyvit.engine.gradcheck import Finding
+from tinyvit.study.audit.checks import METHODS, AnySample, NotChecked, carries_no_gradient
+from tinyvit.study.audit.layers import LAYERS
+from tinyvit.study.audit.report import FAIL, KINK, PASS, SKIP, Report, Row, by_op
+from tinyvit.study.audit.samples import KINKS, SAMPLES, STEPS, Sample, normal
+
+__all__ = ["METHODS", "Report", "Row", "Sample", "by_op", "examine", "names", "normal", "registry", "run"]
+
+
+def registry(only: Iterable[str] = ()) -> list[AnySample]:
+    """All samples of ops and layers, or those of some of them.
+
+    Raises:
+        ValueError: a name is neither an op nor a layer.
+    """
+    samples: list[AnySample] = sorted([*SAMPLES, *KINKS, *STEPS], key=lambda sample: sample.op)
+    samples += sorted(LAYERS, key=lambda sample: sample.op)
+    wanted = set(only)
+    if unknown := wanted - {sample.op for sample in samples}:
+        raise ValueError(f"{sorted(unknown)[0]!r} is neither an op nor a layer: `tinyvit audit` lists all of them")
+    return [sample for sample in samples if not wanted or sample.op in wanted]
+
+
+def names() -> list[str]:
+    """The ops and layers that the registry has samples of."""
+    return list(dict.fromkeys(sample.op for sample in registry()))
+
+
+def run(
+    samples: Sequence[AnySample] | None = None,
+    *,
+    device: str = "cpu",
+    workers: int | None = None,
+    on_sample: Callable[[], object] = lambda: None,
+) -> Report:
+    """Examine samples by every method.
+
+    Args:
+        samples: what to examine; the whole registry if None. A `Sample` of your own op may be among them.
+        device: "cpu" or "gpu".
+        workers: processes; as many as there are cores if None. Only the registry's samples can be shared out.
+        on_sample: called after each sample.
+
+    >>> softplus = Sample("softplus", "(3,)", lambda F, x: F.log(1 + F.exp(x)), (normal(3),))
+    >>> report = run([softplus])
+    >>> report.failures, report.rows[0].method, report.rows[0].verdict
+    ([], 'jacobian', 'pass')
+    """
+    began = time.perf_counter()
+    everything = registry()
+    samples = everything if samples is None else samples
+    workers = workers or os.cpu_count() or 1
+    rows: list[Row] = []
+    if device != "cpu" or workers == 1 or len(samples) < 20 or not set(samples) <= set(everything):
+        for sample in samples:
+            rows += examine(sample, device)
+            on_sample()
+    else:
+        places = {sample: i for i, sample in enumerate(everything)}
+        with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
+            futures = {  # the layers first, which take longest
+                s: pool.submit(_examine_at, places[s]) for s in sorted(samples, key=lambda s: isinstance(s, Sample))
+            }
+            for future in futures.values():
+                future.add_done_callback(lambda _: on_sample())
+            rows = [row for sample in samples for row in futures[sample].result()]
+    return Report(tuple(rows), time.perf_counter() - began)
+
+
+def _one_thread() -> None:
+    """Small products: BLAS threads of several processes would wait for one another."""
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(1)
+
+
+def _examine_at(place: int) -> list[Row]:
+    return examine(registry()[place])
+
+
+def examine(sample: AnySample, device: str = "cpu", methods: Iterable[str] = METHODS) -> list[Row]:
+    """Look at one sample by every method, or by some; one row a method.
+
+    >>> from tinyvit.study.audit.samples import SAMPLES
+    >>> {row.verdict for row in examine(SAMPLES[0], methods=["slopes", "layout"])}
+    {'pass'}
+    """
+    if sample in STEPS:
+        return [_step_row(sample, device)]
+    if sample in KINKS:
+        methods = ["slopes"]  # elsewhere nothing can be compared
+    return [_examine_by(name, sample, device) for name in methods]
+
+
+def _examine_by(name: str, sample: AnySample, device: str) -> Row:
+    dtype = name.split()[-1] if "float" in name else "float64"
+    try:
+        shapes = tuple(x.shape for x in sample.prepare(device)[1])
+    except Exception as error:
+        return Row(sample.op, sample.case, (), dtype, name, FAIL, note=f"{type(error).__name__}: {error}")
+    facts = sample.op, sample.case, shapes, dtype
+    try:
+        found = METHODS[name](sample, device)
+    except NotChecked as reason:
+        return Row(*facts, name, SKIP, note=str(reason))
+    except Exception as error:  # a rule that raises is as wrong as one that lies
+        return Row(*facts, name, FAIL, note=f"{type(error).__name__}: {error}")
+    return _row(facts, name, found)
+
+
+def _row(facts: tuple[str, str, tuple[tuple[int, ...], ...], str], name: str, found: list[Finding]) -> Row:
+    """The worst of some findings, and what they come to together."""
+    if not found:
+        return Row(*facts, name, SKIP, note="nothing to compare")
+    worst = max(found, key=lambda f: (f.failed > 0, f.kinks > 0, _badness(f)))
+    failed, kinks = (sum(getattr(f, name) for f in found) for name in ("failed", "kinks"))
+    error, size = worst.error, abs(worst.measured)
+    with np.errstate(all="ignore"):
+        return Row(
+            *facts,
+            worst.method if name == "slopes" else name,
+            FAIL if failed else KINK if kinks else PASS,
+            elements=sum(f.elements for f in found),
+            absolute=error,
+            relative=error / size if size else (0.0 if error == 0 else math.inf),
+            where=worst.where if name in ("layout", "aliased") else f"input {worst.input}, {worst.where}",
+            given=worst.given,
+            measured=worst.measured,
+            tolerance=worst.tolerance,
+            margin=worst.tolerance / error if error else math.inf,
+            note="; ".join(filter(None, [worst.note, f"{failed} elements fail" if failed else ""])),
+        )
+
+
+def _badness(finding: Finding) -> float:
+    if finding.error == 0 or finding.given == finding.measured:
+        return 0.0
+    return finding.error / finding.tolerance if finding.tolerance else math.inf
+
+
+def _step_row(sample: AnySample, device: str) -> Row:
+    assert isinstance(sample, Sample)
+    shapes = tuple(x.shape for x in sample.tensors(device))
+    facts = sample.op, sample.case, shapes, "float64", "dtype"
+    try:
+        return Row(*facts, KINK, note=f"gives {carries_no_gradient(sample, device)}, which carries no gradient")
+    except AssertionError as error:
+        return Row(*facts, FAIL, note=str(error))

@@ -1,9 +1,10 @@
-"""Sample inputs for every differentiable op: one expression each, computed by tinyvit, by NumPy and SciPy, by PyTorch.
+"""The registry of the ops: sample inputs for each, which drive the audit, the tests and the page of ops alike.
 
-A sample is an expression f(F, *inputs). With F = tv.ops it is what is tested; with F = `Reference()` it is NumPy's own
-function, or the formula spelled out where NumPy has none; tests/test_peers.py has a third F. The inputs keep away from
-kinks and poles, so that finite differences are right everywhere.
+A sample is an expression f(F, *inputs). F is tv.ops when it is judged, and NumPy or PyTorch in the tests that compare it.
+The inputs keep away from kinks and poles; `KINKS` holds the samples that stand on one.
 """
+
+from __future__ import annotations
 
 import functools
 import zlib
@@ -15,13 +16,29 @@ import numpy as np
 
 import tinyvit as tv
 
+Maker = Callable[[np.random.Generator], Any]  # draws one input
+Prepared = tuple[Callable[..., list[tv.Tensor]], list[tv.Tensor]]  # a function and its inputs
+
 
 @dataclass(frozen=True)
 class Sample:
+    """An op, and inputs to examine it with.
+
+    Attributes:
+        op: its public name.
+        case: shapes and arguments, in words; op and case together are unique.
+        f: f(F, *inputs) computes it with the namespace F.
+        makers: one an input.
+
+    >>> softplus = Sample("softplus", "3", lambda F, x: F.log(1 + F.exp(x)), (normal(3),))
+    >>> softplus(*softplus.tensors())[0].shape
+    (3,)
+    """
+
     op: str
     case: str
     f: Callable[..., Any]
-    makers: tuple[Callable[[np.random.Generator], np.ndarray], ...]
+    makers: tuple[Maker, ...]
 
     def __str__(self) -> str:
         return f"{self.op}: {self.case}"
@@ -36,7 +53,12 @@ class Sample:
         """The inputs as Tensors; floating-point ones require a gradient, indices and masks cannot."""
         return [tv.tensor(a, device=device, requires_grad=a.dtype.kind == "f") for a in self.arrays(dtype)]
 
+    def prepare(self, device: str = "cpu", dtype: Any = np.float64) -> Prepared:
+        """A function of Tensors, and fresh inputs for it."""
+        return self, self.tensors(device, dtype)
+
     def __call__(self, *inputs: Any, F: Any = tv.ops) -> list[Any]:
+        """All results, as a list."""
         outputs = self.f(F, *inputs)
         return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
 
@@ -44,45 +66,52 @@ class Sample:
 # -------------------------------------------------------------------------------------------------------------- inputs
 
 
-def normal(*shape):
+def normal(*shape: int) -> Maker:
+    """From a normal distribution."""
     return lambda rng: rng.standard_normal(shape)
 
 
-def positive(*shape):
+def positive(*shape: int) -> Maker:
+    """Between 0.5 and 2."""
     return lambda rng: rng.uniform(0.5, 2, shape)
 
 
-def nonzero(*shape):
+def nonzero(*shape: int) -> Maker:
     """At least 0.2 away from zero, either sign."""
     return lambda rng: rng.uniform(0.2, 2, shape) * rng.choice([-1.0, 1.0], shape)
 
 
-def distinct(*shape):
+def distinct(*shape: int) -> Maker:
     """No two elements nearer than 0.1, so that max has no ties."""
     return lambda rng: (rng.permutation(int(np.prod(shape))).reshape(shape) - np.prod(shape) // 2) * 0.11 + 0.02
 
 
-def given(values, dtype=None):
+def given(values: Any, dtype: Any = None) -> Maker:
+    """These values."""
     return lambda rng: np.array(values, dtype=dtype)
 
 
 # ------------------------------------------------------------------------------------------------------------ registry
 
 SAMPLES: list[Sample] = []
+KINKS: list[Sample] = []
 
 
-def sample(op, *inputs, case="", f=None, **arguments):
+def sample(op: str, *inputs: Any, case: str = "", f: Any = None, kink: bool = False, **arguments: Any) -> None:
     """Register f(F, *inputs), by default F.op(*inputs, **arguments); an input is a shape, or a maker of arrays."""
     makers = tuple(x if callable(x) else normal(*x) for x in inputs)
     shapes = " ".join(str(m(np.random.default_rng(0)).shape).replace(" ", "") for m in makers)
     facts = [shapes, *(f"{name}={value}" for name, value in arguments.items()), case]
     call = f or functools.partial(_call, op, arguments)
-    SAMPLES.append(Sample(op, " ".join(filter(None, facts)), call, makers))
+    (KINKS if kink else SAMPLES).append(Sample(op, " ".join(filter(None, facts)), call, makers))
 
 
-def _call(op, arguments, F, *inputs):
+def _call(op: str, arguments: dict[str, Any], F: Any, *inputs: Any) -> Any:
     return getattr(F, op)(*inputs, **arguments)
 
+
+axis: Any
+subscripts: Any
 
 # Elementwise, one argument
 for shape in [(2, 3), (), (0, 3)]:
@@ -134,6 +163,8 @@ sample("where", given([True, False, True]), (2, 1), (3,))
 sample("where", given([True, False]), (2,), f=lambda F, c, x: F.where(c, x, 0.5), case="a number where false")
 sample("where", given([True, False]), (2,), f=lambda F, c, x: F.where(c, 0.5, x), case="a number where true")
 sample("where", given([True, False]), (2,), f=lambda F, c, x: F.where(c, x, x), case="an argument given twice")
+sample("where", given(True), (), ())
+sample("where", given(np.zeros((0, 1), bool)), (0, 3), (3,))
 
 # Reductions
 for op in ["sum", "mean", "var", "max", "min", "logsumexp"]:
@@ -146,6 +177,8 @@ for op in ["sum", "mean", "var", "max", "min", "logsumexp"]:
 for op in ["sum", "mean", "var", "logsumexp"]:
     sample(op, (0, 3), axis=1)
 sample("sum", (0, 3), axis=0)
+for op in ["max", "min"]:
+    sample(op, (0, 3), axis=1)
 sample("sum", (2, 3), axis=())
 for axis in [None, 0, (0, -1)]:
     sample("var", (3, 2, 2), axis=axis, ddof=1)
@@ -168,18 +201,37 @@ for shape, target in [
 for axes in [None, (1, 0, 2), (2, 0, 1), (-1, 0, -2)]:
     sample("transpose", (2, 3, 1), axes=axes)
 sample("transpose", ())
+sample("transpose", (0, 3))
+sample("swapaxes", (0, 3), axis1=0, axis2=1)
+sample("expand_dims", (), axis=0)
+sample("expand_dims", (0, 3), axis=1)
+sample("squeeze", ())
+sample("squeeze", (0, 1), axis=1)
+sample("flip", ())
+sample("flip", (0, 3), axis=0)
+sample("pad", (0, 2), pad_width=((0, 0), (1, 0)))
+sample("split", (0, 2), indices_or_sections=2, axis=1)
+sample("stack", (0, 2), (0, 2), f=lambda F, a, b: F.stack([a, b], 1), case="empty")
 for first, second in [(0, 1), (-1, 0), (1, 1)]:
     sample("swapaxes", (2, 3, 2), axis1=first, axis2=second)
 for axis in [0, -1, (0, 2), (-1, 1)]:
     sample("expand_dims", (2, 3), axis=axis)
 for axis in [None, 0, -1, (0, 2)]:
     sample("squeeze", (1, 3, 1), axis=axis)
-for shape, target in [((3,), (2, 3)), ((2, 1, 3), (4, 2, 2, 3)), ((), (2, 2)), ((1,), (0,)), ((2, 3), (2, 3))]:
+for shape, target in [
+    ((3,), (2, 3)),
+    ((2, 1, 3), (4, 2, 2, 3)),
+    ((), (2, 2)),
+    ((1,), (0,)),
+    ((0, 1), (2, 0, 3)),
+    ((2, 3), (2, 3)),
+]:
     sample("broadcast_to", shape, shape=target)
 for axis in [None, 0, -1, (0, -1)]:
     sample("flip", (2, 3, 2), axis=axis)
 for width in [0, 1, (1, 2), (2,), ((1, 0), (0, 2)), ((1, 2),), ((1,), (2,))]:
     sample("pad", (2, 3), pad_width=width)
+sample("pad", (), pad_width=0)
 sample("pad", (2,), pad_width=1, constant_values=7.0)
 sample("pad", (2,), f=lambda F, x: F.pad(x, np.int64(1)), case="a NumPy integer")
 for axis in [0, 1, -1]:
@@ -215,6 +267,7 @@ for case, index in {
 }.items():
     sample("getitem", X, f=lambda F, x, i=index: F.getitem(x, i), case=case)
 sample("getitem", (), f=lambda F, x: F.getitem(x, (None, ...)), case="a number")
+sample("getitem", (0, 2), f=lambda F, x: F.getitem(x, (slice(None), 1)), case="of nothing")
 INDEX = given([2, 0, 2, -1], int)
 sample("getitem", X, INDEX, f=lambda F, x, i: F.getitem(x, i), case="integers with duplicates")
 sample("getitem", X, given([[0, 1], [1, -3]], int), f=lambda F, x, i: F.getitem(x, i), case="a matrix of integers")
@@ -236,10 +289,13 @@ sample("scatter_add", (4,), INDEX, f=lambda F, v, i: F.scatter_add(v, i, (3,)), 
 sample("scatter_add", (2, 4), INDEX, f=lambda F, v, i: F.scatter_add(v, (slice(None), i), (2, 3)), case="mixed")
 sample("scatter_add", (2, 2), f=lambda F, v: F.scatter_add(v, (..., slice(1, 3)), (2, 4)), case="a slice")
 sample("scatter_add", (), INDEX, f=lambda F, v, i: F.scatter_add(v, i, (3,)), case="a number everywhere")
+sample("scatter_add", (0,), given([], int), f=lambda F, v, i: F.scatter_add(v, i, (3,)), case="nothing")
 for axis in [None, 0, -1]:
     sample("take", (3, 3), INDEX, axis=axis)
 sample("take", (2, 3), given([[0, 1], [1, 1]], int), axis=1)
 sample("take", (3,), f=lambda F, x: F.take(x, (2, 2, 0), axis=0), case="a tuple with duplicates")
+sample("take", (), f=lambda F, x: F.take(x, (0, 0)), case="a number twice")
+sample("take", (0, 3), INDEX, axis=1)
 
 # Matrix products
 for left, right in [
@@ -251,14 +307,14 @@ for left, right in [
     sample("matmul", left, right)
 sample("matmul", (2, 2), f=lambda F, a: F.matmul(a, a), case="an argument given twice")
 sample("matmul", (3,), f=lambda F, a: F.matmul(a, a), case="a vector given twice")
-for subscripts, *shapes in [
+for subscripts, *operands in [
     ("ij,jk->ik", (2, 3), (3, 2)), (" ij , kj -> ki ", (2, 3), (2, 3)), ("bnd,bmd->bnm", (2, 2, 3), (2, 1, 3)),
     ("bhnd,bhmd->bhnm", (1, 2, 2, 3), (1, 2, 3, 3)), ("ij->ji", (2, 3)), ("ij->i", (2, 3)), ("ij->", (2, 3)),
     ("i->i", (3,)), ("i,j->ij", (2,), (3,)), ("ij,ij->", (2, 3), (2, 3)), ("ij,jk,kl->il", (2, 2), (2, 3), (3, 2)),
     ("ij,k->i", (2, 3), (2,)), (",ij->ij", (), (2, 3)), ("i,i,i->i", (3,), (3,), (3,)), ("ij,j->", (0, 3), (3,)),
     ("ij,ij->j", (1, 3), (2, 3)),
 ]:  # fmt: skip
-    sample("einsum", *shapes, f=lambda F, *xs, s=subscripts: F.einsum(s, *xs), case=subscripts)
+    sample("einsum", *operands, f=lambda F, *xs, s=subscripts: F.einsum(s, *xs), case=subscripts)
 sample("einsum", (2, 3), f=lambda F, a: F.einsum("ij,kj->ik", a, a), case="an argument given twice")
 
 # Neural networks
@@ -295,15 +351,66 @@ sample("cross_entropy", (3,), given(1, int), case="one row")
 sample("cross_entropy", (2, 3), (2, 3), case="targets that do not sum to 1")
 sample("cross_entropy", (0, 3), given([], int), reduction="sum", case="no rows")
 for op in ["dropout", "drop_path"]:
-    for shape in [(6,), (4, 3), (0, 2)]:
+    for shape in [(), (6,), (4, 3), (0, 2)]:
         for p in [0.0, 0.4]:
-            if p or op == "dropout":
+            if (p and shape) or op == "dropout":
                 sample(
                     op, shape, f=lambda F, x, op=op, p=p: getattr(F, op)(x, p, np.random.default_rng(3)), case=f"p={p}"
                 )
 
-# What steps, compares or counts: a number of results with no slope
-NOT_DIFFERENTIABLE = {
-    "argmax", "equal", "greater", "greater_equal", "isfinite", "less", "less_equal", "bitwise_and", "invert",
-    "bitwise_or", "not_equal",
-}  # fmt: skip
+# Of the sizes that a ViT has: along random projections
+for op in ["exp", "gelu", "relu", "softmax", "log_softmax", "tanh"]:
+    sample(op, nonzero(2, 3, 17, 17))
+for op in ["sum", "mean", "var", "logsumexp"]:
+    sample(op, (4, 17, 48), axis=-1)
+sample("add", (4, 17, 48), (17, 48))
+sample("multiply", (4, 17, 48), (48,))
+sample("matmul", (2, 3, 17, 16), (2, 3, 16, 17))
+sample("einsum", (2, 3, 17, 8), (2, 3, 17, 8), f=lambda F, q, k: F.einsum("bhnd,bhmd->bhnm", q, k), case="scores")
+sample("linear", (4, 17, 48), (96, 48), (96,))
+sample("layer_norm", (4, 17, 48), (48,), (48,))
+sample("scaled_dot_product_attention", (2, 3, 17, 16), (2, 3, 17, 16), (2, 3, 17, 16))
+sample("cross_entropy", (16, 100), given(np.arange(0, 96, 6), int), label_smoothing=0.1, reduction="none")
+sample("transpose", (2, 17, 3, 16), axes=(0, 2, 1, 3))
+sample("concatenate", (4, 1, 48), (4, 16, 48), f=lambda F, a, b: F.concatenate([a, b], axis=1), case="a class token")
+sample("getitem", (4, 17, 48), f=lambda F, x: F.getitem(x, (slice(None), 0)), case="the class token")
+
+# On a kink, where no slope exists and a rule has to choose
+TIES = given([1.0, 2.0, 0.0]), given([1.0, 3.0, 0.0])
+for op in ["relu", "abs", "sign"]:
+    sample(op, given([0.0, 1.0, -1.0]), case="at 0", kink=True)
+for op in ["maximum", "minimum"]:
+    sample(op, *TIES, case="equal arguments", kink=True)
+for op in ["max", "min"]:
+    sample(op, given([[2.0, 2.0], [2.0, -1.0], [-1.0, -1.0]]), axis=0, case="three and two equal", kink=True)
+sample("clip", given([-1.0, 0.0, 2.0, 3.0]), f=lambda F, x: F.clip(x, -1, 2), case="at its bounds", kink=True)
+sample("power", given(0.0), f=lambda F, x: F.power(F.abs(x), 1.0), case="|0|", kink=True)
+
+# What steps, compares or counts: its results are no floating-point numbers, and carry no gradient
+STEPS = [
+    *(Sample(op, "(2,3)", functools.partial(_call, op, {}), (normal(2, 3),)) for op in ["argmax", "isfinite"]),
+    *(
+        Sample(op, "(2,3) (3,)", functools.partial(_call, op, {}), (normal(2, 3), normal(3)))
+        for op in ["equal", "greater", "greater_equal", "less", "less_equal", "not_equal"]
+    ),
+    Sample("invert", "(2,3)", lambda F, x: F.invert(F.greater(x, 0)), (normal(2, 3),)),
+    Sample("bitwise_and", "(2,3)", lambda F, x: F.bitwise_and(F.greater(x, 0), F.less(x, 1)), (normal(2, 3),)),
+    Sample("bitwise_or", "(2,3)", lambda F, x: F.bitwise_or(F.less(x, 0), F.greater(x, 1)), (normal(2, 3),)),
+]
+NOT_DIFFERENTIABLE = {step.op for step in STEPS}
+
+# Every op has samples that are empty and that are a single number (0-d), but for
+AXES = "needs an axis"
+WITHOUT = {
+    ("concatenate", "0-d"): "joins along an axis",
+    ("cross_entropy", "0-d"): "needs an axis of classes",
+    ("drop_path", "0-d"): "drops along the first axis",
+    ("layer_norm", "0-d"): AXES,
+    ("linear", "0-d"): AXES,
+    ("log_softmax", "0-d"): AXES,
+    ("matmul", "0-d"): "refuses numbers, as NumPy does",
+    ("scaled_dot_product_attention", "0-d"): "needs two axes",
+    ("softmax", "0-d"): AXES,
+    ("split", "0-d"): "cuts along an axis",
+    ("swapaxes", "0-d"): AXES,
+}
