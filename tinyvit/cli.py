@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from tinyvit import study
 from tinyvit.data import DataError, load_dataset
 from tinyvit.data.files import read_image
 from tinyvit.engine import BackendError
+from tinyvit.engine.backend import namespace_on
 from tinyvit.training import (
     CheckpointError,
     ConfigError,
@@ -124,11 +126,21 @@ def _parser() -> argparse.ArgumentParser:
     form = table.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print the table in Markdown")
     form.add_argument("--json", action="store_true", help="print one JSON object")
+
+    judge = command("audit", _audit, "check every gradient by every method; exit code 1 if one is wrong")
+    judge.add_argument("ops", nargs="*", metavar="OP", help="ops and layers, for instance softmax EncoderLayer (all)")
+    judge.add_argument("--all", action="store_true", help="print every row, not the worst of each op")
+    judge.add_argument("--json", action="store_true", help="print one JSON object with all rows")
+    judge.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page with all rows")
+    judge.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (all cores)")
+    _add_device(judge, default="cpu")
     return parser
 
 
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=("cpu", "gpu", "auto"), default="auto", help="auto: a GPU if there is one")
+def _add_device(parser: argparse.ArgumentParser, default: str = "auto") -> None:
+    parser.add_argument(
+        "--device", choices=("cpu", "gpu", "auto"), default=default, help=f"auto: a GPU if there is one ({default})"
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -315,6 +327,23 @@ def _summary(options: argparse.Namespace) -> int:
     else:
         print((study.to_markdown if options.markdown else study.to_text)(rows, options.batch))
     return GOOD
+
+
+def _audit(options: argparse.Namespace) -> int:
+    if options.workers < 1:
+        raise ConfigError(f"--workers is {options.workers}; it must be at least 1")
+    device = namespace_on(options.device).device
+    try:
+        samples = study.audit.registry(options.ops)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    with tqdm(total=len(samples), unit="sample", leave=False, disable=not sys.stderr.isatty()) as bar:
+        report = study.audit.run(samples, device=device, workers=options.workers, on_sample=bar.update)
+    if options.html:
+        options.html.write_text(report.to_html(), encoding="utf-8")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(report.to_json() if options.json else report.to_text(options.all, width))
+    return CHECK_FAILED if report.failures else GOOD
 
 
 def _model_config(model: str) -> ViTConfig:

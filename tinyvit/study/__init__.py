@@ -1,6 +1,20 @@
-"""Everything that shows: what a model is made of, how a run went, where attention looks."""
+"""Everything that shows: what a model is made of, whether its gradients are right, how a run went, where it looks."""
 
+from tinyvit.study import audit
+from tinyvit.study.equations import EQUATIONS, Equation, equations_of
 from tinyvit.study.pictures import draw_attention, draw_curves
 from tinyvit.study.summary import Row, summary, to_markdown, to_text, totals
 
-__all__ = ["Row", "draw_attention", "draw_curves", "summary", "to_markdown", "to_text", "totals"]
+__all__ = [
+    "EQUATIONS",
+    "Equation",
+    "Row",
+    "audit",
+    "draw_attention",
+    "draw_curves",
+    "equations_of",
+    "summary",
+    "to_markdown",
+    "to_text",
+    "totals",
+]

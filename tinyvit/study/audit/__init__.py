@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,7 +18,7 @@ from multiprocessing import get_context
 import numpy as np
 
 from tinyvit.engine.gradcheck import Finding
-from tinyvit.study.audit.checks import METHODS, AnySample, NotChecked, carries_no_gradient
+from tinyvit.study.audit.checks import METHODS, AnySample, NotChecked, NotMeant, carries_no_gradient
 from tinyvit.study.audit.layers import LAYERS
 from tinyvit.study.audit.report import FAIL, KINK, PASS, SKIP, Report, Row, by_op
 from tinyvit.study.audit.samples import KINKS, SAMPLES, STEPS, Sample, normal
@@ -50,7 +49,7 @@ def run(
     samples: Sequence[AnySample] | None = None,
     *,
     device: str = "cpu",
-    workers: int | None = None,
+    workers: int = 1,
     on_sample: Callable[[], object] = lambda: None,
 ) -> Report:
     """Examine samples by every method.
@@ -58,7 +57,7 @@ def run(
     Args:
         samples: what to examine; the whole registry if None. A `Sample` of your own op may be among them.
         device: "cpu" or "gpu".
-        workers: processes; as many as there are cores if None. Only the registry's samples can be shared out.
+        workers: processes to share the registry's samples out to; the script must guard its `__main__` then.
         on_sample: called after each sample.
 
     >>> softplus = Sample("softplus", "(3,)", lambda F, x: F.log(1 + F.exp(x)), (normal(3),))
@@ -69,9 +68,8 @@ def run(
     began = time.perf_counter()
     everything = registry()
     samples = everything if samples is None else samples
-    workers = workers or os.cpu_count() or 1
     rows: list[Row] = []
-    if device != "cpu" or workers == 1 or len(samples) < 20 or not set(samples) <= set(everything):
+    if device != "cpu" or workers == 1 or not set(samples) <= set(everything):
         for sample in samples:
             rows += examine(sample, device)
             on_sample()
@@ -99,7 +97,7 @@ def _examine_at(place: int) -> list[Row]:
 
 
 def examine(sample: AnySample, device: str = "cpu", methods: Iterable[str] = METHODS) -> list[Row]:
-    """Look at one sample by every method, or by some; one row a method.
+    """Look at one sample by every method, or by some; one row for each that is meant for it.
 
     >>> from tinyvit.study.audit.samples import SAMPLES
     >>> {row.verdict for row in examine(SAMPLES[0], methods=["slopes", "layout"])}
@@ -109,10 +107,10 @@ def examine(sample: AnySample, device: str = "cpu", methods: Iterable[str] = MET
         return [_step_row(sample, device)]
     if sample in KINKS:
         methods = ["slopes"]  # elsewhere nothing can be compared
-    return [_examine_by(name, sample, device) for name in methods]
+    return [row for name in methods if (row := _examine_by(name, sample, device))]
 
 
-def _examine_by(name: str, sample: AnySample, device: str) -> Row:
+def _examine_by(name: str, sample: AnySample, device: str) -> Row | None:
     dtype = name.split()[-1] if "float" in name else "float64"
     try:
         shapes = tuple(x.shape for x in sample.prepare(device)[1])
@@ -121,6 +119,8 @@ def _examine_by(name: str, sample: AnySample, device: str) -> Row:
     facts = sample.op, sample.case, shapes, dtype
     try:
         found = METHODS[name](sample, device)
+    except NotMeant:
+        return None
     except NotChecked as reason:
         return Row(*facts, name, SKIP, note=str(reason))
     except Exception as error:  # a rule that raises is as wrong as one that lies

@@ -1,6 +1,6 @@
 """The methods of the audit: each looks at a sample in one way that shows a certain kind of wrong gradient.
 
-A method takes a sample and a device and gives one `Finding` an input; it raises `NotChecked` where it does not apply.
+A method takes a sample and a device and gives one `Finding` an input; it raises `NotChecked` where it cannot.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ SAME = 0.0  # bit for bit
 
 
 class NotChecked(Exception):  # noqa: N818 -- a verdict, not an error
-    """A method does not apply to a sample; the message says why."""
+    """A method cannot look at a sample; the message says why."""
+
+
+class NotMeant(Exception):  # noqa: N818
+    """A method is not meant for a sample: there is no row then."""
 
 
 def slopes(sample: AnySample, device: str) -> list[Finding]:
@@ -124,7 +128,7 @@ def twin(dtype: Any, tolerance: float) -> Callable[[AnySample, str], list[Findin
         with tv.unfused():
             expected = _pull(f, inputs)
         if not _uses_fused(f, inputs):
-            raise NotChecked("nothing fused in it")
+            raise NotMeant("nothing fused in it")
         return _beside(f"twin {np.dtype(dtype)}", (values, gradients), expected, tolerance)
 
     method.__doc__ = twin.__doc__
@@ -148,7 +152,7 @@ def narrow(dtype: Any, tolerance: float) -> Callable[[AnySample, str], list[Find
 
     def method(sample: AnySample, device: str) -> list[Finding]:
         if sample.op == "astype":
-            raise NotChecked("another dtype is what it is for")
+            raise NotMeant("another dtype is what it is for")
         f, inputs = sample.prepare(device, dtype)
         found = _pull(f, inputs)
         if any(a.dtype != dtype for arrays in found for a in arrays):

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 PASS, FAIL, KINK, SKIP = "pass", "fail", "not differentiable here", "not checked"
-SEVERITY = {verdict: i for i, verdict in enumerate((SKIP, PASS, KINK, FAIL))}
+SEVERITY = {verdict: i for i, verdict in enumerate((SKIP, KINK, PASS, FAIL))}
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,8 @@ class Report:
         return [row for row in self.rows if row.verdict == FAIL]
 
     def worst(self) -> list[Row]:
-        """For each op the row that says most: a failure, else a kink, else the one with the least margin."""
-        found: dict[str, Row] = {}
-        for row in self.rows:
-            if row.op not in found or _weight(row) > _weight(found[row.op]):
-                found[row.op] = row
-        return list(found.values())
+        """For each op the row that says most: a failure, else the one in float64 with the least margin."""
+        return [max(rows, key=_weight) for rows in by_op(self.rows).values()]
 
     def summary(self) -> str:
         """How many rows have which verdict, in one line."""
@@ -92,13 +88,19 @@ class Report:
 
     # ------------------------------------------------------------------------------------------------------- forms
 
-    def to_text(self, every_row: bool = False) -> str:
-        """A table for a terminal: the worst row of each op or every row; then each failure in a sentence."""
+    def to_text(self, every_row: bool = False, width: int | None = None) -> str:
+        """A table for a terminal: the worst row of each op or every row; then each failure in a sentence.
+
+        Args:
+            every_row: all rows, not the worst of each op.
+            width: cut the lines of the table after so many characters; None: do not.
+        """
         rows = self.rows if every_row else self.worst()
         cells = [HEADER, *(_cells(row) for row in rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells]
         lines.insert(1, "─" * max(map(len, lines)))
+        lines = [_short(line, width) if width else line for line in lines]
         return "\n".join([*lines, "", *(row.sentence() for row in self.failures), self.summary()])
 
     def to_json(self) -> str:
@@ -116,8 +118,8 @@ class Report:
         return PAGE.format(summary=html.escape(self.summary()), head=head, body=body, options=options)
 
 
-def _weight(row: Row) -> tuple[int, float]:
-    return SEVERITY[row.verdict], -row.margin
+def _weight(row: Row) -> tuple[int, bool, float]:
+    return SEVERITY[row.verdict], row.dtype == "float64", -row.margin  # narrow dtypes have tolerances of their own
 
 
 def _finite(value: Any) -> Any:
@@ -125,24 +127,24 @@ def _finite(value: Any) -> Any:
 
 
 HEADER = (
-    "op", "case", "dtype", "method", "elements", "error", "relative", "tolerance", "margin", "rule gives", "measured",
-    "verdict", "where",
+    "op", "verdict", "method", "dtype", "elements", "error", "relative", "tolerance", "margin", "rule gives",
+    "measured", "case", "where",
 )  # fmt: skip
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     """A row in the columns of `HEADER`."""
+    facts = row.op, row.verdict, row.method, row.dtype
     if not row.elements:
-        return (row.op, _short(row.case), row.dtype, row.method, "", "", "", "", "", "", "", row.verdict, row.note)
-    numbers = (f"{x:.1e}" if x else "0" for x in (row.absolute, row.relative, row.tolerance))
+        return (*facts, *[""] * 7, row.case, row.note)
+    errors = (f"{x:.1e}" if x else "0" for x in (row.absolute, row.relative, row.tolerance))
     margin = "exact" if math.isinf(row.margin) else f"{row.margin:.2g}×"
     two = (f"{x:.7g}" for x in (row.given, row.measured))
     where = row.where + (f"; {row.note}" if row.note else "")
-    return (row.op, _short(row.case), row.dtype, row.method, f"{row.elements:,}", *numbers, margin, *two, row.verdict,
-            where)  # fmt: skip
+    return (*facts, f"{row.elements:,}", *errors, margin, *two, _short(row.case, 36), where)
 
 
-def _short(text: str, width: int = 36) -> str:
+def _short(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
@@ -186,7 +188,7 @@ function show() {{
   let shown = 0;
   for (const row of rows) {{
     const text = row.textContent.toLowerCase();
-    const fits = wanted.every(w => text.includes(w)) && (!verdict.value || row.cells[11].textContent === verdict.value);
+    const fits = wanted.every(w => text.includes(w)) && (!verdict.value || row.cells[1].textContent === verdict.value);
     row.hidden = !fits;
     shown += fits;
   }}

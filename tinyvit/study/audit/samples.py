@@ -1,6 +1,6 @@
 """The registry of the ops: sample inputs for each, which drive the audit, the tests and the page of ops alike.
 
-A sample is an expression f(F, *inputs). F is tv.ops when it is judged, and NumPy or PyTorch in the tests that compare it.
+A sample is an expression f(F, *inputs). F is tv.ops when it is judged, and NumPy or PyTorch where they are compared.
 The inputs keep away from kinks and poles; `KINKS` holds the samples that stand on one.
 """
 
