@@ -94,7 +94,7 @@ def five_point(curve: Curve, step: float, rtol: float, atol: float) -> Slopes:
             if np.all(uncertainty <= (atol + rtol * np.abs(value)) / 10):
                 break
         unsettled = ~(uncertainty <= (atol + rtol * np.abs(value)) / 10)
-        growth = np.maximum(4 * np.abs(coarse.central), fine.jump)
+        growth = np.maximum(1.5 * np.abs(coarse.central), fine.jump)
         jump = unsettled & ~(np.abs(fine.central) <= growth)  # the slope has no end, or is not a number
         kink = jump | (unsettled & np.isinf(uncertainty))  # left and right differed in every round
         left, right = np.where(jump, -np.inf, fine.left), np.where(jump, np.inf, fine.right)

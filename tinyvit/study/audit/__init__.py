@@ -132,7 +132,7 @@ def _row(facts: tuple[str, str, tuple[tuple[int, ...], ...], str], name: str, fo
     """The worst of some findings, and what they come to together."""
     if not found:
         return Row(*facts, name, SKIP, note="nothing to compare")
-    worst = max(found, key=lambda f: (f.failed > 0, f.kinks > 0, _badness(f)))
+    worst = max(found, key=lambda f: (f.failed > 0, f.kinks > 0, _badness(f), f.elements > 0))
     failed, kinks = (sum(getattr(f, name) for f in found) for name in ("failed", "kinks"))
     error, size = worst.error, abs(worst.measured)
     with np.errstate(all="ignore"):

@@ -1,0 +1,243 @@
+"""The judge: what it measures without a rule, what it finds, and what it says."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tinyvit as tv
+from tinyvit.engine.differences import NotAnalyticError, complex_step, five_point
+from tinyvit.engine.gradcheck import findings
+from tinyvit.layers import EncoderLayer
+
+ops = tv.ops
+
+
+def leaf(values):
+    return tv.tensor(np.array(values, np.float64), requires_grad=True)
+
+
+def slope(curve, **settings):
+    """The first component of φ′(0), as its parts."""
+    found = five_point(lambda t: np.asarray([curve(t)]), **{"step": 1e-3, "rtol": 1e-9, "atol": 1e-9, **settings})
+    return found.value[0], found.uncertainty[0], bool(found.kink[0]), (found.left[0], found.right[0])
+
+
+# ------------------------------------------------------------------------------------------------------- measuring
+
+
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=6), st.floats(-3, 3))
+def test_the_slope_of_a_polynomial_is_measured_to_nine_digits(coefficients, at):
+    p = np.polynomial.Polynomial(coefficients)
+    value, _, kink, _ = slope(lambda t: p(at + t))
+    scale = np.polynomial.Polynomial(np.abs(coefficients))(abs(at) + 1)
+    assert not kink
+    assert value == pytest.approx(p.deriv()(at), abs=1e-10 * (1 + scale))
+
+
+@pytest.mark.parametrize("at", [1e-7, 1e-5, 1e-3, 1.0, 1e3])
+def test_the_step_fits_itself_to_the_scale_of_the_function(at):
+    """A step of 1e-3 from 1e-7 leaves the domain of the logarithm, and NumPy's warnings of it stay inside."""
+    value, _, kink, _ = slope(lambda t: np.log(at + t), rtol=1e-6)
+    assert not kink
+    assert value == pytest.approx(1 / at, rel=1e-6)
+
+
+@given(st.floats(-5, 5), st.floats(-5, 5), st.floats(-1, 1))
+def test_a_kink_at_the_point_is_seen_with_its_two_slopes(left, right, curvature):
+    value, _, kink, sides = slope(lambda t: (right if t > 0 else left) * t + curvature * t * t)
+    if abs(right - left) > 1e-3:
+        assert kink
+        assert math.isnan(value)
+        assert sides == pytest.approx((left, right), abs=1e-5)
+
+
+@given(st.floats(-4, -1), st.sampled_from([-1, 1]))
+def test_a_kink_beside_the_point_is_none(exponent, side):
+    """However near it is: the steps shrink until they do not reach it."""
+    kink_at = side * 10.0**exponent * 1e-3
+    value, _, kink, _ = slope(lambda t: 2 * t + abs(t - kink_at))
+    assert not kink
+    assert value == pytest.approx(2 - side, abs=1e-7)
+
+
+@pytest.mark.parametrize("curve", [np.sign, lambda t: np.sqrt(t), lambda t: 1.0 if t > 0 else 5 * t, np.cbrt])
+def test_a_jump_or_a_slope_without_bound_is_a_kink_with_any_slope_between(curve):
+    value, _, kink, sides = slope(curve)
+    assert kink
+    assert math.isnan(value)
+    assert sides == (-math.inf, math.inf)
+
+
+def test_noise_is_no_kink_but_uncertainty():
+    rng = np.random.default_rng(0)
+    value, uncertainty, kink, _ = slope(lambda t: 1 + 3 * t + 1e-7 * rng.standard_normal())
+    assert not kink
+    assert 1e-7 < uncertainty < 1e-2
+    assert value == pytest.approx(3, abs=1e-2)
+
+
+def test_complex_steps_are_exact_and_refuse_what_is_not_analytic():
+    x = np.linspace(-2, 2, 7)
+    found = complex_step(lambda t: np.exp((x + t) * 1.5) * np.sin(x + t))
+    np.testing.assert_allclose(found.value, np.exp(1.5 * x) * (1.5 * np.sin(x) + np.cos(x)), rtol=4e-16, atol=1e-15)
+    for curve, message in [
+        (lambda t: np.abs(x + t), "real"),
+        (lambda t: np.conj(x + t), "differ"),
+        (lambda t: (x + t).astype(float), "discards the imaginary part"),
+        (lambda t: np.arctan2(x + t, 1), "no complex numbers"),
+    ]:
+        with pytest.raises(NotAnalyticError, match=message):
+            complex_step(curve)
+
+
+# ------------------------------------------------------------------------------------------------------- judging
+
+
+def scaled(factor, name="scaled"):
+    """x², whose rule multiplies by `factor`, an array."""
+
+    def forward(xp, x):
+        return x * x
+
+    forward.__name__ = name
+    op = tv.primitive(forward)
+    op.gradients(x=lambda F, gy, x: gy * (2 * x) * factor)
+    return op
+
+
+def test_the_message_names_input_element_values_and_tolerance():
+    factor = np.ones((2, 3))
+    factor[1, 2] = 1.25
+    message = (
+        r"^scaled: the gradient of input 0 is wrong at element \(1, 2\), for element \(1, 2\) of the result: the rule "
+        r"gives 5, differences give 4 \(tolerance 4e-07; 1 of 36 elements fail\)$"
+    )
+    with pytest.raises(tv.GradcheckError, match=message):
+        tv.gradcheck(scaled(factor), leaf(np.full((2, 3), 2.0)))
+
+
+def test_among_several_inputs_and_results_the_right_ones_are_named():
+    wrong = scaled(np.array([1.0, 2.0]))
+
+    def f(a, b):
+        return a * 2, (a + wrong(b)).sum(), a[0] * b
+
+    with pytest.raises(tv.GradcheckError, match=r"input 1 is wrong at element \(1,\), for element \(\) of result 1:"):
+        tv.gradcheck(f, [leaf([1.0, 2.0]), leaf([3.0, 4.0])])
+
+
+def test_one_part_in_a_million_is_an_error():
+    tv.gradcheck(scaled(1 + 1e-8), leaf([1.0, -2.0]))
+    with pytest.raises(tv.GradcheckError, match=r"the rule gives 2\.000002"):
+        tv.gradcheck(scaled(1 + 1e-6), leaf([1.0]))
+    with pytest.raises(tv.GradcheckError):
+        tv.gradcheck(scaled(1 + 1e-10), leaf([1.0, -2.0]), complex_steps=True, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("element", [0, 77, 4095, 9999])
+def test_in_a_large_function_the_element_is_found_from_a_direction_that_misses(element):
+    factor = np.ones(10_000)
+    factor[element] = 1.5
+    with pytest.raises(tv.GradcheckError, match=rf"wrong at element \({element},\): the rule gives .* differences"):
+        tv.gradcheck(scaled(factor), leaf(np.linspace(1, 2, 10_000)))
+
+
+def test_a_large_right_function_passes_and_costs_few_evaluations():
+    calls = []
+
+    def f(x):
+        calls.append(x.shape)
+        return ops.softmax(ops.tanh(x), axis=-1)
+
+    tv.gradcheck(f, leaf(np.random.default_rng(0).standard_normal((50, 80))))
+    assert len(calls) < 1000
+
+
+def test_all_methods_find_the_same_error_and_an_unknown_one_is_refused():
+    for method in ("auto", "jacobian", "projections"):
+        with pytest.raises(tv.GradcheckError, match=r"at element \(1,\)"):
+            tv.gradcheck(scaled(np.array([1.0, 1.1, 1.0])), leaf([1.0, 2.0, 3.0]), method=method)
+        tv.gradcheck(scaled(1.0), leaf([1.0, 2.0, 3.0]), method=method)
+    with pytest.raises(ValueError, match="'jacobian' or 'projections', not 'hope'"):
+        tv.gradcheck(ops.exp, leaf([1.0]), method="hope")
+
+
+def test_a_kink_is_an_error_until_it_is_allowed_and_then_the_choice_must_lie_between():
+    x = leaf([0.0, 1.0])
+    message = (
+        r"^abs has no slope by input 0 at element \(0,\), for element \(0,\) of the result: a kink, -1 on one side and "
+        r"1 on the other; the rule gives 0\. Move the input off the kink, or allow it with kinks='allow'$"
+    )
+    with pytest.raises(tv.GradcheckError, match=message):  # a difference over both sides would find 0, and pass
+        tv.gradcheck(ops.abs, x)
+    tv.gradcheck(ops.abs, x, kinks="allow")
+    outside = tv.primitive(lambda xp, x: xp.abs(x))
+    outside.gradients(x=lambda F, gy, x: gy * F.where(x == 0, 1.5, F.sign(x)))
+    with pytest.raises(tv.GradcheckError, match=r"the rule gives 1\.5, differences give 1"):
+        tv.gradcheck(outside, x, kinks="allow")
+    with pytest.raises(ValueError, match="kinks is 'raise' or 'allow', not 'skip'"):
+        tv.gradcheck(ops.abs, x, kinks="skip")
+
+
+def test_a_kink_is_seen_along_projections_too():
+    x = leaf(np.zeros(5000))
+    with pytest.raises(tv.GradcheckError, match="a kink"):
+        tv.gradcheck(ops.relu, x)
+    tv.gradcheck(ops.relu, leaf(np.linspace(1, 2, 5000)))
+
+
+def test_a_rule_that_is_not_linear_in_gy_is_named_as_such():
+    op = tv.primitive(lambda xp, x: x * 2)
+    op.gradients(x=lambda F, gy: 2 * gy * gy)  # right for every unit cotangent
+    with pytest.raises(tv.GradcheckError, match="is not linear in the gradient of the result, as a rule must be"):
+        tv.gradcheck(op, leaf([1.0, 2.0]))
+
+
+def test_a_second_derivative_off_the_tape_is_found():
+    op = tv.primitive(lambda xp, x: x * x * x)
+    op.gradients(x=lambda F, gy, x: gy * (3 * (x.data if F is ops else x) ** 2))
+    tv.gradcheck(op, leaf([1.0, 2.0]))
+    with pytest.raises(tv.GradcheckError, match=r"^the gradient of .*: the gradient of input 0 is wrong at"):
+        tv.gradgradcheck(op, leaf([1.0, 2.0]))
+
+
+def test_a_recorded_sweep_that_differs_from_an_ordinary_one_is_named_as_such():
+    op = tv.primitive(twin=lambda F, x: x * x * 1.001)(lambda xp, x: x * x)
+    op.gradient(lambda F, gy, x: (gy * 2 * x,))
+    message = r"an ordinary sweep beside a recorded one: .* the rule gives [-.\d]+, the recorded sweep gives [-.\d]+"
+    with pytest.raises(tv.GradcheckError, match=message):
+        tv.gradgradcheck(op, leaf([1.0]))
+
+
+def test_complex_steps_are_refused_where_a_forward_is_not_analytic():
+    tv.gradcheck(ops.softmax, leaf([[1.0, 2.0]]), complex_steps=True, rtol=1e-13, atol=1e-15)
+    with pytest.raises(NotAnalyticError):
+        tv.gradcheck(ops.var, leaf([1.0, 2.0]), complex_steps=True)
+
+
+def test_results_that_are_no_numbers_with_slopes_are_passed_over():
+    tv.gradcheck(lambda x: [x * x, ops.argmax(x), x > 0], leaf([1.0, 3.0]))
+    tv.gradgradcheck(lambda x: [x * x, ops.argmax(x), x > 0], leaf([1.0, 3.0]))
+    with pytest.raises(TypeError, match="gives bool, which has no slope to check"):
+        tv.gradcheck(lambda x: x > 0, leaf([1.0]))
+
+
+def test_a_layer_is_checked_with_all_its_parameters():
+    layer = EncoderLayer(4, 2, 6).to(dtype=np.float64)
+    inputs = [leaf(np.random.default_rng(0).standard_normal((1, 3, 4))), *layer.parameters()]
+    tv.gradcheck(lambda x, *_: layer(x), inputs)
+    found = findings(lambda x, *_: layer(x), inputs)
+    assert [finding.input for finding in found] == list(range(len(inputs)))
+    assert all(finding.elements for finding in found)
+    layer.norm2.bias.requires_grad = False
+    with pytest.raises(tv.GradcheckError):  # not a slope any more: the loss still depends on it
+        tv.gradcheck(lambda x, b: layer(x.detach()) + 0 * b, [inputs[0], leaf([1.0])])
+
+
+def test_empty_inputs_have_nothing_to_check():
+    tv.gradcheck(ops.exp, leaf(np.zeros((0, 3))))
+    tv.gradcheck(lambda x, y: x.sum() + y, [leaf(np.zeros((0, 3))), leaf([1.0])])
+    tv.gradgradcheck(ops.exp, leaf(np.zeros((0, 3))))
