@@ -23,7 +23,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tinyvit.study.equations import EQUATIONS, Code, Equation
+from tinyvit import ops
+from tinyvit.engine import Primitive
+from tinyvit.study import audit
+from tinyvit.study.audit.samples import KINKS, NOT_DIFFERENTIABLE, SAMPLES, WITHOUT
+from tinyvit.study.equations import EQUATIONS, Code, Equation, equations_of
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -116,6 +120,115 @@ def erratum_links() -> dict[int, str]:
 def _anchor(heading: str) -> str:
     """The name that a heading gets in a link."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+# ------------------------------------------------------------------------------------------------------------ the ops
+
+OPS_INTRODUCTION = """\
+# The ops, their backward rules and what they were checked with
+
+This page is made by `python docs/generate.py` from the source of the ops and from
+[the registry of samples](../tinyvit/study/audit/samples.py) that the tests and `tinyvit audit` use too; `python
+docs/generate.py --check` fails when it has drifted. Do not edit it by hand.
+
+<!-- fmt: off -->
+
+In a rule, `gy` is the gradient ∂L/∂y of the result and `F` the array library, or `tinyvit.ops` when the sweep itself is
+recorded. Sums over what was broadcast, dtypes and accumulation are the engine's. The largest error is that of the whole
+Jacobian of all samples beside five-point differences, in float64, relative to max(1, |slope|); `tinyvit audit` checks
+every sample by a dozen methods more. How to read its table is [further down](#the-methods-of-the-audit).
+"""
+
+METHODS = """\
+## The methods of the audit
+
+`tinyvit audit` looks at each sample by every method that is meant for it. A row names the op, the shapes, the dtype,
+how many numbers were compared, the worst error, where it is, the two values, the tolerance and the margin: how many
+times smaller than the tolerance the error is.
+
+| method | what it compares |
+|---|---|
+"""
+
+
+def ops_page() -> str:
+    """Every public op with its rules and samples: docs/ops.md."""
+    differentiable = sorted({sample.op for sample in SAMPLES})
+    steps = ", ".join(f"`{op}`" for op in sorted(NOT_DIFFERENTIABLE))
+    methods = "\n".join(f"| {name} | {_first_sentence(method)} |" for name, method in audit.METHODS.items())
+    return "\n".join([
+        OPS_INTRODUCTION,
+        *(_op_entry(op) for op in differentiable),
+        f"## Without a gradient\n\nWhat compares, counts or chooses gives bools or integers: {steps}.\n",
+        METHODS + methods + "\n",
+    ])  # fmt: skip
+
+
+def _op_entry(name: str) -> str:
+    function = getattr(ops, name)
+    op = _primitive_of(name)
+    text = f"## {name}\n\n`{name}{_signature(function)}`: {_first_sentence(function)}\n\n"
+    if op is None:
+        text += "Made of other ops, whose rules apply.\n"
+    else:
+        text += f"{_rules_link(op)}\n\n```python\n{_rules(op)}\n```\n"
+        if op.twin:
+            text += f"\nIts readable twin: `{op.twin.__name__}`: {_first_sentence(op.twin)}\n"
+    facts = [f"{sum(s.op == name for s in SAMPLES)} samples", *_traits(name)]
+    if numbers := [e.number for e in equations_of(op.name if op else name)]:
+        facts.append(f"[equations](equations.md) {', '.join(numbers)}")
+    return f"{text}\nChecked with {', '.join(facts)}; largest error: {rounded_up(_largest_error(name))}\n"
+
+
+def _signature(function: Any) -> str:
+    signature = inspect.signature(function)
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+    return str(inspect.Signature(bare))
+
+
+def _primitive_of(name: str) -> Primitive | None:
+    """The op on the tape behind a public name, if it is one op."""
+    function = getattr(ops, name)
+    if isinstance(function, Primitive):
+        return function
+    found = getattr(sys.modules[function.__module__], f"_{name}", None)
+    return found if isinstance(found, Primitive) else None
+
+
+def _rules_link(op: Primitive) -> str:
+    path = Path(inspect.getsourcefile(op.forward) or "").resolve().relative_to(ROOT)
+    return f"In [{path.name}](../{path.as_posix()}):"
+
+
+def _rules(op: Primitive) -> str:
+    name = f"{op.forward.__module__}:{op.forward.__name__}"
+    if op.joint:
+        return source(Code(f"{op.joint[0].__module__}:{op.joint[0].__name__}"))
+    shown = {}
+    for argument, (rule, _) in op.rules.items():
+        code = Code(name, argument)
+        lines = source(code)
+        shown[lines] = lines if rule.__name__ == "<lambda>" else f"# {argument}\n{lines}"
+    return "\n".join(shown.values())
+
+
+def _first_sentence(function: Any) -> str:
+    return " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
+
+
+def _traits(name: str) -> Iterator[str]:
+    """Which samples there are besides the ordinary ones, or why not."""
+    arrays = [a for s in SAMPLES if s.op == name for a in s.arrays() if a.dtype.kind == "f"]
+    for trait, there in (("empty", any(a.size == 0 for a in arrays)), ("0-d", any(a.ndim == 0 for a in arrays))):
+        yield f"some {trait}" if there else f"none {trait} (it {WITHOUT[name, trait]})"
+    if any(s.op == name for s in KINKS):
+        yield "and on its kinks, where the rule's choice lies between the slopes on both sides"
+
+
+@functools.cache
+def _largest_error(name: str) -> float:
+    rows = [r for s in SAMPLES if s.op == name for r in audit.examine(s, methods=["slopes"])]
+    return max((r.absolute / max(1.0, abs(r.measured)) for r in rows), default=0.0)
 
 
 # ------------------------------------------------------------------------------------------------------ lines of code
@@ -213,7 +326,7 @@ def rounded_up(error: float) -> str:
 
 # ------------------------------------------------------------------------------------------------------ write and check
 
-PAGES: dict[str, Callable[[], str]] = {"equations.md": equations_page}
+PAGES: dict[str, Callable[[], str]] = {"equations.md": equations_page, "ops.md": ops_page}
 
 _FIGURE = re.compile(r"(?<=largest error: )[\d.e+-]+")
 

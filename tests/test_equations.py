@@ -967,6 +967,17 @@ def test_the_check_notices_a_changed_rule(generate, page, monkeypatch, tmp_path)
     assert any("2 * gy" in report for report in reports)
 
 
+def test_the_page_of_ops_shows_the_rule_that_is_in_force(generate, monkeypatch):
+    assert "gy * F.cos(x)" in generate._op_entry("sin")
+    rule = lambda F, gy, x: gy * F.sin(x)
+    monkeypatch.setitem(tv.ops.sin.rules, "x", (rule, ("x",)))
+    generate._largest_error.cache_clear()
+    entry = generate._op_entry("sin")
+    assert "gy * F.sin(x)" in entry
+    assert float(entry.rpartition("largest error: ")[2]) > 0.1
+    generate._largest_error.cache_clear()
+
+
 def test_the_check_notices_a_page_that_is_missing(generate, tmp_path, monkeypatch):
     monkeypatch.setattr(generate, "PAGES", {"equations.md": lambda: "text\n"})
     assert generate.drifted(tmp_path) == ["equations.md is missing"]
