@@ -84,7 +84,7 @@ class Report:
         verdicts = ", ".join(f"{counts[v]:,} {v}" for v in (PASS, FAIL, KINK, SKIP))
         numbers = sum(row.elements for row in self.rows)
         ops = len({row.op for row in self.rows})
-        return f"{ops} ops and layers, {numbers:,} numbers compared in {self.seconds:.0f} s: {verdicts}"
+        return f"{ops} {'op or layer' if ops == 1 else 'ops and layers'}, {numbers:,} numbers compared in {self.seconds:.0f} s: {verdicts}"
 
     # ------------------------------------------------------------------------------------------------------- forms
 
@@ -113,7 +113,8 @@ class Report:
     def to_html(self) -> str:
         """One page that needs nothing else: the table of all rows, with a filter."""
         head = "".join(f"<th>{html.escape(name)}" for name in HEADER)
-        body = "\n".join(_html_row(row) for row in sorted(self.rows, key=_weight, reverse=True))
+        order = lambda row: (row.verdict == FAIL, row.verdict == KINK, *_weight(row))
+        body = "\n".join(_html_row(row) for row in sorted(self.rows, key=order, reverse=True))
         options = "".join(f"<option>{verdict}" for verdict in (FAIL, PASS, KINK, SKIP))
         return PAGE.format(summary=html.escape(self.summary()), head=head, body=body, options=options)
 
