@@ -113,7 +113,7 @@ def test_the_message_names_input_element_values_and_tolerance():
     factor[1, 2] = 1.25
     message = (
         r"^scaled: the gradient of input 0 is wrong at element \(1, 2\), for element \(1, 2\) of the result: the rule "
-        r"gives 5, differences give 4 \(tolerance 4e-07; 1 of 36 elements fail\)$"
+        r"gives 5, differences give 4 \(tolerance 4e-07; 1 of 36 elements of the Jacobian fail\)$"
     )
     with pytest.raises(tv.GradcheckError, match=message):
         tv.gradcheck(scaled(factor), leaf(np.full((2, 3), 2.0)))
@@ -223,6 +223,69 @@ def test_results_that_are_no_numbers_with_slopes_are_passed_over():
     tv.gradgradcheck(lambda x: [x * x, ops.argmax(x), x > 0], leaf([1.0, 3.0]))
     with pytest.raises(TypeError, match="gives bool, which has no slope to check"):
         tv.gradcheck(lambda x: x > 0, leaf([1.0]))
+
+
+def test_one_element_on_a_kink_among_many_is_a_kink_and_no_wrong_rule():
+    values = np.random.default_rng(0).standard_normal((100, 100))
+    values[3, 4] = 0
+    tv.gradcheck(ops.relu, [leaf(values)], kinks="allow")
+    with pytest.raises(tv.GradcheckError, match="has no slope by input 0 at a random direction: a kink"):
+        tv.gradcheck(ops.relu, [leaf(values)])
+
+
+def op(forward, rule):
+    made = tv.primitive(forward)
+    made.gradients(x=rule)
+    return made
+
+
+def overwriting(xp, x):
+    x *= 2
+    return x * 1
+
+
+def greedy(F, gy):
+    gy *= 3
+    return gy
+
+
+@pytest.mark.parametrize(
+    ("f", "values", "error", "message"),
+    [
+        (
+            ops.log,
+            [1.0, -1.0],
+            tv.GradcheckError,
+            r"^log gives nan, for element \(1,\) of the result: there is no slope",
+        ),
+        (lambda x: ops.dropout(x, 0.5), [1.0] * 9, tv.GradcheckError, "gives other values when called again: seed"),
+        (lambda x: x.astype(np.float32), [1.0], TypeError, "gives float32 for float64; differences need float64"),
+        (lambda x: x.data, [1.0], TypeError, "must give a Tensor or several, and gave ndarray"),
+        (op(overwriting, lambda F, gy: 2 * gy), [1.0], tv.GradcheckError, "its forward writes to input 0"),
+        (op(lambda xp, x: 3 * x, greedy), [1.0], tv.GradcheckError, "a rule writes to gy, which is not its own"),
+    ],
+    ids=["not finite", "random", "float32", "no Tensor", "writes to its input", "writes to gy"],
+)
+def test_what_cannot_be_judged_or_breaks_the_contract_is_named(f, values, error, message):
+    x = leaf(values)
+    with pytest.raises(error, match=message):
+        tv.gradcheck(f, [x])
+
+
+def test_second_order_names_the_gradient_among_its_inputs():
+    cut = lambda F, gy: tv.Tensor(gy.data) if F is ops else gy  # off the tape
+    product = tv.primitive(lambda xp, a, b: a * b)
+    product.gradients(a=lambda F, gy, b: cut(F, gy) * b, b=lambda F, gy, a: gy * a)
+    inputs = [leaf([1.0]), leaf([2.0])]
+    with pytest.raises(
+        tv.GradcheckError, match=r"^the gradient of .*: the gradient of gy is wrong at element \(0,\), for"
+    ):
+        tv.gradgradcheck(product, inputs)
+    several = lambda a, b: (product(a, b), a * b)
+    with pytest.raises(tv.GradcheckError, match=r"the gradient of gy of result 0 is wrong"):
+        tv.gradgradcheck(several, inputs)
+    with pytest.raises(ValueError, match="complex steps are for gradcheck"):
+        tv.gradgradcheck(product, inputs, complex_steps=True)
 
 
 def test_a_layer_is_checked_with_all_its_parameters():

@@ -15,6 +15,7 @@ Curve = Callable[[complex], np.ndarray]
 
 SHRINK = 8.0  # each round measures with a step so much smaller
 ROUNDS = 9  # from a step of 1e-3 down to 6e-11
+LASTING = 3  # in how many rounds on end left and right must differ by as much, to be a kink
 
 
 class NotAnalyticError(ValueError):
@@ -81,12 +82,15 @@ def five_point(curve: Curve, step: float, rtol: float, atol: float) -> Slopes:
     with np.errstate(all="ignore"):
         here = curve(0.0)
         value, uncertainty = np.full(here.shape, np.nan), np.full(here.shape, np.inf)
+        lasting = longest = np.zeros(here.shape, int)
         fine = _stencil(curve, here, step)
         for k in range(1, ROUNDS):
             coarse, fine = fine, _stencil(curve, here, step / SHRINK**k)
             change = np.abs(fine.central - coarse.central)
             # a smooth φ closes the gap 64-fold, a noisy one opens it 8-fold; at a kink it stays
             kinked = (fine.gap > np.maximum(coarse.gap / 2, fine.noise)) & (fine.gap < 2 * coarse.gap)
+            lasting = np.where(kinked, lasting + 1, 0)
+            longest = np.maximum(longest, lasting)
             better = ~kinked & (change < uncertainty)
             rounding = change <= fine.noise  # then the larger step is the better one
             value = np.where(better, np.where(rounding, coarse.central, fine.central), value)
@@ -96,7 +100,7 @@ def five_point(curve: Curve, step: float, rtol: float, atol: float) -> Slopes:
         unsettled = ~(uncertainty <= (atol + rtol * np.abs(value)) / 10)
         growth = np.maximum(1.5 * np.abs(coarse.central), fine.jump)
         jump = unsettled & ~(np.abs(fine.central) <= growth)  # the slope has no end, or is not a number
-        kink = jump | (unsettled & np.isinf(uncertainty))  # left and right differed in every round
+        kink = jump | (unsettled & (longest >= LASTING))
         left, right = np.where(jump, -np.inf, fine.left), np.where(jump, np.inf, fine.right)
         return Slopes(np.where(kink, np.nan, value), uncertainty, left, right, kink)
 

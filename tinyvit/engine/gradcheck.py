@@ -7,6 +7,7 @@ results would not do: softmax and layer_norm have a zero gradient under it, and 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -106,11 +107,12 @@ def gradcheck(
     for finding in findings(
         f, inputs, eps=eps, rtol=rtol, atol=atol, seed=seed, method=method, complex_steps=complex_steps
     ):
+        by = _input_name(f, finding.input)
         if finding.failed:
-            raise GradcheckError(_message(_name(f), finding))
+            raise GradcheckError(_message(_name(f), by, finding))
         if finding.kinks and kinks == "raise":
             raise GradcheckError(
-                f"{_name(f)} has no slope by input {finding.input} at {finding.where}: {finding.note}; the rule gives "
+                f"{_name(f)} has no slope by {by} at {finding.where}: {finding.note}; the rule gives "
                 f"{finding.given:.10g}. Move the input off the kink, or allow it with kinks='allow'"
             )
 
@@ -125,10 +127,13 @@ def gradgradcheck(f: Callable[..., Any], inputs: Tensor | Sequence[Tensor], **se
     >>> x = tv.tensor(np.array([0.5, 2.0]), requires_grad=True)
     >>> tv.gradgradcheck(tv.ops.log, [x])
     """
+    if settings.get("complex_steps"):
+        raise ValueError("gradgradcheck: complex steps are for gradcheck; a sweep computes with real numbers")
     gradient, arguments = gradient_of(f, inputs, settings.get("seed", 0))
     for finding in recorded_findings(gradient, arguments):
         if finding.failed:
-            raise GradcheckError(_message(f"{_name(f)}, an ordinary sweep beside a recorded one", finding))
+            name = f"{_name(f)}, an ordinary sweep beside a recorded one"
+            raise GradcheckError(_message(name, f"input {finding.input}", finding))
     gradcheck(gradient, arguments, **settings)
 
 
@@ -234,7 +239,8 @@ def _jacobian_finding(
     )
     tolerance = atol + rtol * np.abs(np.where(kink, 0, value))
     low, high = np.minimum(left, right) - 1e-5, np.maximum(left, right) + 1e-5  # one-sided slopes are coarser
-    measured = np.where(kink, np.clip(given, low, high), value)  # at a kink any slope in between is right
+    between = np.clip(np.nan_to_num(given, nan=0.0, posinf=np.inf, neginf=-np.inf), low, high)
+    measured = np.where(kink, between, value)  # at a kink any slope in between is right
     excess, failed = _excess(given, measured, tolerance)
     kinks = int(kink.sum())
     k, j = worst = _index(excess if failed or not kinks else kink.astype(float))
@@ -317,17 +323,18 @@ def _worst(looks: list[tuple[Finding, float]]) -> Finding:
     return replace(worst, elements=elements, failed=failures, kinks=kinks)
 
 
-def _message(name: str, finding: Finding) -> str:
+def _message(name: str, by: str, finding: Finding) -> str:
     if finding.method == "linearity":
         return (
-            f"{name}: the gradient of input {finding.input} is not linear in the gradient of the result, as "
+            f"{name}: the gradient of {by} is not linear in the gradient of the result, as "
             f"a rule must be: at {finding.where} it is {finding.given:.10g} for a sum, and {finding.measured:.10g} "
             "summed over its terms"
         )
+    elements = "elements of the Jacobian" if finding.method == "jacobian" else "elements"
     return (
-        f"{name}: the gradient of input {finding.input} is wrong at {finding.where}: the rule gives "
+        f"{name}: the gradient of {by} is wrong at {finding.where}: the rule gives "
         f"{finding.given:.10g}, {_JUDGES.get(finding.method, 'differences give')} {finding.measured:.10g} "
-        f"(tolerance {finding.tolerance:.2g}; {finding.failed} of {finding.elements} elements fail)"
+        f"(tolerance {finding.tolerance:.2g}; {finding.failed} of {finding.elements} {elements} fail)"
         + (f"; {finding.note}" if finding.note else "")
     )
 
@@ -347,12 +354,36 @@ class _Subject:
         self.active = active_inputs(self.inputs)
         if wrong := [i for i in self.active if self.inputs[i].dtype != np.float64]:
             raise TypeError(f"gradcheck: input {wrong[0]} is {self.inputs[wrong[0]].dtype}; differences need float64")
+        self.before = [np.array(x.numpy()) for x in self.inputs]
         outputs = several(f(*self.inputs))
+        if alien := [type(y).__name__ for y in outputs if not isinstance(y, Tensor)]:
+            raise TypeError(f"gradcheck: {_name(f)} must give a Tensor or several, and gave {alien[0]}")
         self.outputs = [y for y in outputs if y.dtype.kind == "f"]
         if not self.outputs:
             raise TypeError(f"gradcheck: {_name(f)} gives {outputs[0].dtype}, which has no slope to check")
+        if narrow := [y.dtype for y in self.outputs if y.dtype != np.float64]:
+            raise TypeError(f"gradcheck: {_name(f)} gives {narrow[0]} for float64; differences need float64")
         self.size = sum(y.size for y in self.outputs)
         self.ends = np.cumsum([y.size for y in self.outputs])[:-1]
+        self._check_values()
+
+    def _check_values(self) -> None:
+        """Differences mean something only where f is a function, and finite."""
+        values, again = (self._values(self.inputs[0], self.inputs[0].data) for _ in range(2))
+        self.check_unwritten("its forward")
+        if not np.array_equal(values, again, equal_nan=True):
+            raise GradcheckError(f"{_name(self.f)} gives other values when called again: seed what is random in it")
+        if not np.isfinite(values).all():
+            k = int(np.argmin(np.isfinite(values)))
+            raise GradcheckError(
+                f"{_name(self.f)} gives {values[k]:g}{self.which_result(k)}: there is no slope to measure"
+            )
+
+    def check_unwritten(self, who: str) -> None:
+        """Raise if an input is not what it was."""
+        for i, (x, before) in enumerate(zip(self.inputs, self.before, strict=True)):
+            if not np.array_equal(x.numpy(), before, equal_nan=before.dtype.kind == "f"):
+                raise GradcheckError(f"{_name(self.f)}: {who} writes to {_input_name(self.f, i)}: compute on a copy")
 
     def scale(self, i: int) -> np.ndarray:
         """In which units each element of an input is moved."""
@@ -371,12 +402,13 @@ class _Subject:
 
     def pull_back(self, cotangent: np.ndarray) -> list[np.ndarray]:
         """The flat gradient of each active input, as the rules make it from a cotangent of all results."""
-        parts = [
-            tensor(part.reshape(y.shape), dtype=y.dtype, device=y.device)
-            for part, y in zip(np.split(cotangent, self.ends), self.outputs, strict=True)
-        ]
+        pieces = np.split(cotangent, self.ends)
+        parts = [tensor(piece.reshape(y.shape), device=y.device) for piece, y in zip(pieces, self.outputs, strict=True)]
         wanted = [self.inputs[i] for i in self.active]
         gradients = grad(self.outputs, wanted, parts, retain_graph=True, allow_unused=True)
+        self.check_unwritten("a rule")
+        if any(not np.array_equal(part.numpy().reshape(-1), given) for part, given in zip(parts, pieces, strict=True)):
+            raise GradcheckError(f"{_name(self.f)}: a rule writes to gy, which is not its own: compute on a copy")
         return [
             np.zeros(x.size) if g is None else g.numpy().reshape(-1) for x, g in zip(wanted, gradients, strict=True)
         ]
@@ -430,6 +462,8 @@ def gradient_of(
         return [x.detach() * 0.0 if g is None else g for x, g in zip(wanted, gradients, strict=True)]
 
     gradient.__name__ = f"the gradient of {_name(f)}"
+    of_results = [f"gy of result {k}" if len(cotangents) > 1 else "gy" for k in range(len(cotangents))]
+    gradient.input_names = [*(f"input {i}" for i in range(len(inputs))), *of_results]  # type: ignore[attr-defined]
     return gradient, [*inputs, *cotangents]
 
 
@@ -458,4 +492,12 @@ def several(outputs: Any) -> list[Tensor]:
 
 
 def _name(f: Callable[..., Any]) -> str:
+    if isinstance(f, functools.partial):
+        return _name(f.func)
     return str(getattr(f, "name", getattr(f, "__name__", "f")))
+
+
+def _input_name(f: Callable[..., Any], i: int) -> str:
+    """What messages call an input; `gradient_of` has names for the gradients among its inputs."""
+    names: list[str] = getattr(f, "input_names", [])
+    return names[i] if i < len(names) else f"input {i}"

@@ -258,7 +258,12 @@ class Primitive:
         """The saved arrays, put back in their places on the tape, so that a rule computed from them is recorded."""
         tensors = dict(values)
         versions = {name: version for name, version, _ in node.stamps}
-        if "y" in values:
+        if isinstance(values.get("y"), list):
+            tensors["y"] = [
+                Tensor(part, Part(node, i, part.shape, part.dtype) if part.dtype.kind == "f" else None)
+                for i, part in enumerate(values["y"])
+            ]
+        elif "y" in values:
             tensors["y"] = Tensor(values["y"], node, versions["y"])
         if "inputs" in values:
             tensors["inputs"] = tuple(

@@ -233,7 +233,8 @@ class _Pending:
             self.owned.add(node)
 
     def add_part(self, whole: Any, place: int, gradient: Any) -> None:
-        self.gradients.setdefault(whole, [None] * len(whole.shape))[place] = gradient
+        parts = self.gradients.setdefault(whole, [None] * len(whole.shape))
+        parts[place] = gradient if parts[place] is None else parts[place] + gradient
 
     def take(self, node: Node) -> tuple[Any, bool]:
         owned = node in self.owned

@@ -88,7 +88,7 @@ def _power_exponent(F, gy, y, a):
     """aᵇ · log a; where a is 0 the power stays 0."""
     if isinstance(a, (int, float)):
         return gy * (y * (math.log(a) if a > 0 else math.nan)) if a else F.zeros_like(gy)
-    return gy * F.where(a == 0, 0, y) * F.log(F.where(a == 0, 1, a))
+    return gy * F.where(a == 0, 0, y) * F.log(F.where(a == 0, 1.0, a))
 
 
 power.gradients(a=_power_base, b=_power_exponent)

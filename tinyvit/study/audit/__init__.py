@@ -106,7 +106,7 @@ def examine(sample: AnySample, device: str = "cpu", methods: Iterable[str] = MET
     if sample in STEPS:
         return [_step_row(sample, device)]
     if sample in KINKS:
-        methods = ["slopes"]  # elsewhere nothing can be compared
+        methods = [name for name in methods if name in ("slopes", "choice")]  # nothing else can be compared there
     return [row for name in methods if (row := _examine_by(name, sample, device))]
 
 

@@ -37,6 +37,8 @@ def slopes(sample: AnySample, device: str) -> list[Finding]:
 
 def complex_step(sample: AnySample, device: str) -> list[Finding]:
     """Gradients beside complex steps, to the last digits, where the forward is analytic."""
+    if device != "cpu":
+        raise NotChecked("complex steps are taken on a CPU")
     try:
         return findings(*sample.prepare(device), complex_steps=True, rtol=1e-11, atol=1e-12)
     except NotAnalyticError as error:
@@ -173,6 +175,17 @@ def backends(sample: AnySample, device: str) -> list[Finding]:
     return _beside("backends", _pull(*sample.prepare("gpu")), _pull(*sample.prepare("cpu")), EXACT)
 
 
+def choice(sample: AnySample, device: str) -> list[Finding]:
+    """At a kink, the gradient beside the one that the op's documentation promises."""
+    if not isinstance(sample, Sample) or sample.choice is None:
+        raise NotMeant("no kink")
+    f, inputs = sample.prepare(device)
+    outputs = f(*inputs)
+    ones = [tv.tensor(np.ones(y.shape), device=device) for y in outputs]
+    promised = [np.array(gradient, float) for gradient in sample.choice]
+    return _beside("choice", ([], _gradients(outputs, inputs, ones)), ([], promised), EXACT)
+
+
 def carries_no_gradient(sample: Sample, device: str) -> str:
     """What a sample of `STEPS` gives: the dtype of its results, which have no slope."""
     outputs = sample(*sample.tensors(device))
@@ -196,6 +209,7 @@ METHODS: dict[str, Callable[[AnySample, str], list[Finding]]] = {
     "float32": narrow(np.float32, 2e-5),
     "float16": narrow(np.float16, 3e-2),
     "backends": backends,
+    "choice": choice,
 }
 
 # ------------------------------------------------------------------------------------------------------------- helpers

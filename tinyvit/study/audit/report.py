@@ -84,7 +84,8 @@ class Report:
         verdicts = ", ".join(f"{counts[v]:,} {v}" for v in (PASS, FAIL, KINK, SKIP))
         numbers = sum(row.elements for row in self.rows)
         ops = len({row.op for row in self.rows})
-        return f"{ops} {'op or layer' if ops == 1 else 'ops and layers'}, {numbers:,} numbers compared in {self.seconds:.0f} s: {verdicts}"
+        what = "op or layer" if ops == 1 else "ops and layers"
+        return f"{ops} {what}, {numbers:,} numbers compared in {self.seconds:.0f} s: {verdicts}"
 
     # ------------------------------------------------------------------------------------------------------- forms
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ class Sample:
         case: shapes and arguments, in words; op and case together are unique.
         f: f(F, *inputs) computes it with the namespace F.
         makers: one an input.
+        choice: for a sample on a kink, the gradients of the inputs that the op's documentation promises for gy = 1.
 
     >>> softplus = Sample("softplus", "3", lambda F, x: F.log(1 + F.exp(x)), (normal(3),))
     >>> softplus(*softplus.tensors())[0].shape
@@ -39,6 +40,7 @@ class Sample:
     case: str
     f: Callable[..., Any]
     makers: tuple[Maker, ...]
+    choice: Any = field(default=None, compare=False)  # lists have no hash
 
     def __str__(self) -> str:
         return f"{self.op}: {self.case}"
@@ -97,13 +99,13 @@ SAMPLES: list[Sample] = []
 KINKS: list[Sample] = []
 
 
-def sample(op: str, *inputs: Any, case: str = "", f: Any = None, kink: bool = False, **arguments: Any) -> None:
+def sample(op: str, *inputs: Any, case: str = "", f: Any = None, choice: Any = None, **arguments: Any) -> None:
     """Register f(F, *inputs), by default F.op(*inputs, **arguments); an input is a shape, or a maker of arrays."""
     makers = tuple(x if callable(x) else normal(*x) for x in inputs)
     shapes = " ".join(str(m(np.random.default_rng(0)).shape).replace(" ", "") for m in makers)
     facts = [shapes, *(f"{name}={value}" for name, value in arguments.items()), case]
     call = f or functools.partial(_call, op, arguments)
-    (KINKS if kink else SAMPLES).append(Sample(op, " ".join(filter(None, facts)), call, makers))
+    (KINKS if choice else SAMPLES).append(Sample(op, " ".join(filter(None, facts)), call, makers, choice))
 
 
 def _call(op: str, arguments: dict[str, Any], F: Any, *inputs: Any) -> Any:
@@ -130,6 +132,7 @@ sample("clip", distinct(5), f=lambda F, x: F.clip(x, None, 0.0), case="no lower 
 sample("clip", distinct(5), f=lambda F, x: F.clip(x, 0.0, None), case="no upper bound")
 sample("clip", nonzero(2, 3), given([-1, 0, -9], "int8"), f=lambda F, x, low: F.clip(x, low, 1.1), case="array bounds")
 sample("erf", given([0.0, 0.99, 1.01, -3.5, 6.5]), case="each branch")
+sample("gelu", given([-1000.0, -25.0, 25.0, 1000.0]), approximate="tanh", case="far out")
 
 # Elementwise, two arguments
 PAIRS = [
@@ -158,8 +161,15 @@ sample("power", nonzero(4), f=lambda F, x: F.power(x, 3), case="negative base, w
 sample(
     "power", given([0.0, 0.0, 0.0, 2.0]), given([0, 1, 2, 0], "int8"), case="zeros in base and in a constant exponent"
 )
+sample("power", given([0.0, 2.0, -1.5]), f=lambda F, x: F.power(x, 0), case="a base of zero, exponent 0")
+sample("power", positive(3), f=lambda F, x: F.power(0.0, x), case="the number 0 as base")
+sample("power", positive(3), f=lambda F, x: F.power(0.5, x), case="a number below 1 as base")
+sample("power", given([0, 1, 3], "int8"), positive(3), case="zeros in a constant base")
+for op in ["abs", "relu"]:
+    sample(op, given([[-0.5, 1.5, -2.0], [0.7, -0.4, 1.0]]), case="other signs")
 sample("where", given([[True, False, True], [False, True, False]]), (2, 3), (2, 3))
 sample("where", given([True, False, True]), (2, 1), (3,))
+sample("where", given([False, True, False]), (2, 1), (3,), case="the other way")
 sample("where", given([True, False]), (2,), f=lambda F, c, x: F.where(c, x, 0.5), case="a number where false")
 sample("where", given([True, False]), (2,), f=lambda F, c, x: F.where(c, 0.5, x), case="a number where true")
 sample("where", given([True, False]), (2,), f=lambda F, c, x: F.where(c, x, x), case="an argument given twice")
@@ -179,6 +189,11 @@ for op in ["sum", "mean", "var", "logsumexp"]:
 sample("sum", (0, 3), axis=0)
 for op in ["max", "min"]:
     sample(op, (0, 3), axis=1)
+    sample(op, distinct(3), f=lambda F, x, op=op: getattr(F, op)(F.concatenate([x, x])), case="every element twice")
+sample(
+    "logsumexp", (2, 3), given([[True, False, True], [False] * 3]), case="masked, one row wholly",
+    f=lambda F, x, m: F.exp(F.logsumexp(F.where(m, x, -np.inf) + x, axis=-1)),
+)  # fmt: skip
 sample("sum", (2, 3), axis=())
 for axis in [None, 0, (0, -1)]:
     sample("var", (3, 2, 2), axis=axis, ddof=1)
@@ -218,6 +233,7 @@ for axis in [0, -1, (0, 2), (-1, 1)]:
     sample("expand_dims", (2, 3), axis=axis)
 for axis in [None, 0, -1, (0, 2)]:
     sample("squeeze", (1, 3, 1), axis=axis)
+sample("squeeze", (2, 1, 2), axis=1)
 for shape, target in [
     ((3,), (2, 3)),
     ((2, 1, 3), (4, 2, 2, 3)),
@@ -286,6 +302,7 @@ sample(
 )
 sample("getitem", (2, 2), given([[True, False], [True, True]]), f=lambda F, x, m: F.getitem(x, m), case="a full mask")
 sample("scatter_add", (4,), INDEX, f=lambda F, v, i: F.scatter_add(v, i, (3,)), case="duplicates")
+sample("scatter_add", (4,), given([1, 1, 0, 2], int), f=lambda F, v, i: F.scatter_add(v, i, (3,)), case="others")
 sample("scatter_add", (2, 4), INDEX, f=lambda F, v, i: F.scatter_add(v, (slice(None), i), (2, 3)), case="mixed")
 sample("scatter_add", (2, 2), f=lambda F, v: F.scatter_add(v, (..., slice(1, 3)), (2, 4)), case="a slice")
 sample("scatter_add", (), INDEX, f=lambda F, v, i: F.scatter_add(v, i, (3,)), case="a number everywhere")
@@ -331,6 +348,7 @@ for q, k, v in [
 ]:  # fmt: skip
     sample("scaled_dot_product_attention", q, k, v)
 sample("scaled_dot_product_attention", (2, 2), (3, 2), (3, 1), scale=1.5)
+sample("scaled_dot_product_attention", (2, 2), (3, 2), (3, 1), scale=0.5)
 sample(
     "scaled_dot_product_attention",
     (3, 2),
@@ -375,16 +393,20 @@ sample("transpose", (2, 17, 3, 16), axes=(0, 2, 1, 3))
 sample("concatenate", (4, 1, 48), (4, 16, 48), f=lambda F, a, b: F.concatenate([a, b], axis=1), case="a class token")
 sample("getitem", (4, 17, 48), f=lambda F, x: F.getitem(x, (slice(None), 0)), case="the class token")
 
-# On a kink, where no slope exists and a rule has to choose
+# On a kink, where no slope exists and a rule has to choose: the choice lies between the slopes on both sides
+AT_ZERO = given([0.0, 1.0, -1.0])
+sample("relu", AT_ZERO, case="at 0", choice=[(0, 1, 0)])
+sample("abs", AT_ZERO, case="at 0", choice=[(0, 1, -1)])
+sample("sign", AT_ZERO, case="at 0", choice=[(0, 0, 0)])
 TIES = given([1.0, 2.0, 0.0]), given([1.0, 3.0, 0.0])
-for op in ["relu", "abs", "sign"]:
-    sample(op, given([0.0, 1.0, -1.0]), case="at 0", kink=True)
-for op in ["maximum", "minimum"]:
-    sample(op, *TIES, case="equal arguments", kink=True)
-for op in ["max", "min"]:
-    sample(op, given([[2.0, 2.0], [2.0, -1.0], [-1.0, -1.0]]), axis=0, case="three and two equal", kink=True)
-sample("clip", given([-1.0, 0.0, 2.0, 3.0]), f=lambda F, x: F.clip(x, -1, 2), case="at its bounds", kink=True)
-sample("power", given(0.0), f=lambda F, x: F.power(F.abs(x), 1.0), case="|0|", kink=True)
+sample("maximum", *TIES, case="equal arguments", choice=[(0.5, 0, 0.5), (0.5, 1, 0.5)])
+sample("minimum", *TIES, case="equal arguments", choice=[(0.5, 1, 0.5), (0.5, 0, 0.5)])
+EQUALS = given([[2.0, 2.0], [2.0, -1.0], [-1.0, -1.0]])
+sample("max", EQUALS, axis=0, case="two equal", choice=[((0.5, 1), (0.5, 0), (0, 0))])
+sample("min", EQUALS, axis=0, case="two equal", choice=[((0, 0), (0, 0.5), (1, 0.5))])
+BOUNDS = given([-1.0, 0.0, 2.0, 3.0])
+sample("clip", BOUNDS, f=lambda F, x: F.clip(x, -1, 2), case="at its bounds", choice=[(1, 1, 1, 0)])
+sample("power", given(0.0), f=lambda F, x: F.power(F.abs(x), 1.0), case="|0|", choice=[0])
 
 # What steps, compares or counts: its results are no floating-point numbers, and carry no gradient
 STEPS = [
