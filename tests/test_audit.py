@@ -42,7 +42,7 @@ def test_every_sample_was_looked_at_by_every_method_that_is_meant_for_it(report)
     for row in report.rows:
         name = "slopes" if row.method in ("jacobian", "projections") else row.method
         methods.setdefault(f"{row.op}: {row.case}", []).append(name)
-    always = [name for name in audit.METHODS if not name.startswith("twin")]
+    always = [name for name in audit.METHODS if not name.startswith("twin") and name != "choice"]
     for sample in [*SAMPLES, *LAYERS]:
         found = methods[str(sample)]
         assert len(found) == len(set(found))
@@ -50,6 +50,8 @@ def test_every_sample_was_looked_at_by_every_method_that_is_meant_for_it(report)
         assert {"float32", "float16"} <= set(found) or sample.op == "astype"
         if sample.op in FUSED:
             assert {"twin float64", "twin float32", "twin float16"} <= set(found)
+    for sample in KINKS:
+        assert methods[str(sample)] == ["slopes", "choice"]
     assert {"gelu", "layer_norm", "scaled_dot_product_attention", "cross_entropy"} == FUSED
 
 
@@ -230,14 +232,15 @@ def test_a_rule_that_raises_is_a_row_that_fails():
     assert audit.examine(broken, methods=["slopes"])[0].note == "ZeroDivisionError: division by zero"
 
 
-def test_a_wrong_choice_at_a_kink_is_a_failure_and_no_kink(monkeypatch):
-    [sample] = [s for s in KINKS if s.op == "relu"]
-    assert [row.verdict for row in audit.examine(sample)] == [KINK]
-    rules = {"x": (lambda F, gy, y: F.where(y > 0, gy, -0.5 * gy), ("y",))}
-    monkeypatch.setattr(tv.ops.relu, "rules", rules)
-    [row] = audit.examine(sample)
-    assert row.verdict == FAIL
-    assert (row.given, row.measured) == (-0.5, pytest.approx(0, abs=2e-5))
+def test_a_wrong_choice_at_a_kink_is_a_failure_whether_it_lies_between_the_slopes_or_not(monkeypatch):
+    [sample] = [s for s in KINKS if s.op == "abs"]
+    assert [row.verdict for row in audit.examine(sample)] == [KINK, PASS]
+    for chosen, found in [(-1.5, [FAIL, FAIL]), (0.5, [KINK, FAIL])]:
+        rule = lambda F, gy, x, chosen=chosen: gy * F.where(x == 0, chosen, F.sign(x))
+        monkeypatch.setitem(tv.ops.abs.rules, "x", (rule, ("x",)))
+        rows = audit.examine(sample)
+        assert [row.verdict for row in rows] == found
+        assert (rows[1].given, rows[1].measured) == (chosen, 0)
 
 
 def test_a_step_that_carries_a_gradient_is_a_failure(monkeypatch):

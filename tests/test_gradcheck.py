@@ -252,12 +252,7 @@ def greedy(F, gy):
 @pytest.mark.parametrize(
     ("f", "values", "error", "message"),
     [
-        (
-            ops.log,
-            [1.0, -1.0],
-            tv.GradcheckError,
-            r"^log gives nan, for element \(1,\) of the result: there is no slope",
-        ),
+        (lambda x: x * np.array([1, np.nan]), [1.0, 2.0], tv.GradcheckError, r"gives nan, for element \(1,\) of the"),
         (lambda x: ops.dropout(x, 0.5), [1.0] * 9, tv.GradcheckError, "gives other values when called again: seed"),
         (lambda x: x.astype(np.float32), [1.0], TypeError, "gives float32 for float64; differences need float64"),
         (lambda x: x.data, [1.0], TypeError, "must give a Tensor or several, and gave ndarray"),

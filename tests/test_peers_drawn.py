@@ -284,9 +284,9 @@ def _(op, d):
 
 @case("pad")
 def _(op, d):
-    """Without 0-d arrays, which tv.ops.pad refuses, while NumPy and PyTorch return them as they are."""
-    shape = d.shape(dims=(1, 3))
-    width = d.draw(hnp.arrays(int, d.one_of((), (2,), (len(shape), 2)), elements=st.integers(0, 2))).tolist()
+    shape = d.shape(dims=(0, 3))
+    forms = [(), (2,), *([(len(shape), 2)] if shape else [])]
+    width = d.draw(hnp.arrays(int, d.one_of(*forms), elements=st.integers(0, 2))).tolist() if shape else 0
     return call(op, width, constant_values=d.one_of(0, 1.5)), [d.array(shape)]
 
 
