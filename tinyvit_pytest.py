@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import tinyvit as tv
 
 BACKENDS = ("numpy", "cupy")
+JUDGE = ("tinyvit.engine.gradcheck", "tinyvit.engine.findings", "tinyvit.engine.differences")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -92,7 +93,7 @@ def gradcheck() -> Callable[..., None]:
 def _from_the_judge(error: Exception) -> bool:
     """Whether it was raised by the judge itself, whose frames tell nothing, and not by the function under test."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals.get("__name__") in ("tinyvit.engine.gradcheck", "tinyvit.engine.differences")
+    return frame.f_globals.get("__name__") in JUDGE
 
 
 @pytest.fixture
@@ -117,12 +118,22 @@ def audit() -> Callable[..., None]:
         )
         report = run([sample], device=default_namespace().device, workers=1)
         bad = (FAIL, KINK) if kinks == "raise" else (FAIL,)
-        if sentences := [row.sentence() for row in report.rows if row.verdict in bad]:
+        if sentences := _sentences([row for row in report.rows if row.verdict in bad]):
             advice = "move the inputs off the kinks, or allow them with kinks='allow'"
             kinked = any(row.verdict == KINK for row in report.rows) and kinks == "raise"
             raise tv.GradcheckError("\n".join([*sentences, advice] if kinked else sentences))
 
     return audit
+
+
+def _sentences(rows: list[Any]) -> list[str]:
+    """One a row, but one for all methods that met the same error."""
+    errors: dict[str, list[Any]] = {}
+    for row in rows:
+        if not row.elements:
+            errors.setdefault(row.note, []).append(row)
+    met = [f"{same[0].op}: {note} (in {', '.join(row.method for row in same)})" for note, same in errors.items()]
+    return [*met, *(row.sentence() for row in rows if row.elements)]
 
 
 def _tensors(name: str, inputs: tuple[Any, ...]) -> list[tv.Tensor]:

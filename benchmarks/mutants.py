@@ -830,7 +830,10 @@ def main(arguments: Sequence[str] | None = None, methods: Sequence[str] = METHOD
     options.add_argument("--out", type=Path, help="folder of the result file; of a run of some ops, none if not given")
     chosen = options.parse_args(arguments)
     started = time.perf_counter()
-    verdicts = examine(chosen.ops, chosen.jobs, methods)
+    try:
+        verdicts = examine(chosen.ops, chosen.jobs, methods)
+    except ValueError as error:
+        options.error(str(error))
     seconds = time.perf_counter() - started
     print(report(verdicts))
     if chosen.out or not chosen.ops:

@@ -49,7 +49,8 @@ with loops and dot products; and the largest error measured, in float64, relativ
 S13, where that is zero, to the largest number of ∂L/∂K).
 
 Notation: the tutorial multiplies a weight by a column, W · x. In tinyvit tokens are rows, X · Wᵀ, and weights are
-(out, in), so that W is the same in both. b counts the images of a batch, n and m tokens; ⊙ multiplies element by
+(out, in), so that W is the same in both. What holds is written in columns, as the tutorial writes, but for 10 to 19,
+the attention, which is written in rows. b counts the images of a batch, n and m tokens; ⊙ multiplies element by
 element. In the code `gy` is the gradient ∂L/∂y of the op's result, `F` or `xp` the array library. Sums over what was
 broadcast, a bias for instance, are done once for all rules by the engine (`unbroadcast`).
 """
@@ -155,13 +156,18 @@ def ops_page() -> str:
     """Every public op with its rules and samples: docs/ops.md."""
     differentiable = sorted({sample.op for sample in SAMPLES})
     steps = ", ".join(f"`{op}`" for op in sorted(NOT_DIFFERENTIABLE))
-    methods = "\n".join(f"| {name} | {_first_sentence(method)} |" for name, method in audit.METHODS.items())
+    methods = "\n".join(f"| {_shown(name)} | {_first_sentence(method)} |" for name, method in audit.METHODS.items())
     return "\n".join([
         OPS_INTRODUCTION,
         *(_op_entry(op) for op in differentiable),
         f"## Without a gradient\n\nWhat compares, counts or chooses gives bools or integers: {steps}.\n",
-        METHODS + methods + "\n",
+        f"{METHODS}{methods}\n| dtype | What compares or counts carries no gradient. |\n",
     ])  # fmt: skip
+
+
+def _shown(method: str) -> str:
+    """A method under the names that its rows have."""
+    return "slopes: rows `jacobian`, `projections`, `linearity`" if method == "slopes" else method
 
 
 def _op_entry(name: str) -> str:
@@ -202,14 +208,28 @@ def _rules_link(op: Primitive) -> str:
 
 def _rules(op: Primitive) -> str:
     name = f"{op.forward.__module__}:{op.forward.__name__}"
+    functions = [op.joint[0]] if op.joint else [rule for rule, _ in op.rules.values()]
+    helpers = _helpers(functions, sys.modules[op.forward.__module__])
     if op.joint:
-        return source(Code(f"{op.joint[0].__module__}:{op.joint[0].__name__}"))
+        return "\n".join([source(Code(f"{op.joint[0].__module__}:{op.joint[0].__name__}")), *helpers])
     shown = {}
     for argument, (rule, _) in op.rules.items():
         code = Code(name, argument)
         lines = source(code)
         shown[lines] = lines if rule.__name__ == "<lambda>" else f"# {argument}\n{lines}"
-    return "\n".join(shown.values())
+    return "\n".join([*shown.values(), *helpers])
+
+
+def _helpers(functions: list[Any], module: ModuleType) -> Iterator[str]:
+    """The module's own functions that rules call, also through one another."""
+    waiting, seen = [name for f in functions for name in f.__code__.co_names], set()
+    while waiting:
+        name = waiting.pop(0)
+        helper = vars(module).get(name)
+        if name not in seen and inspect.isfunction(helper) and helper.__module__ == module.__name__:
+            yield f"\n{inspect.getsource(helper).rstrip()}"
+            waiting += helper.__code__.co_names
+        seen.add(name)
 
 
 def _first_sentence(function: Any) -> str:

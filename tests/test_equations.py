@@ -945,7 +945,7 @@ def changed(page, old, new):
         (r"W_e^T \cdot \frac", r"W_e \cdot \frac"),  # a formula of the tutorial
         (r"\odot \text{ReLU}'", r"\cdot \text{ReLU}'"),  # a correction
         ("bias=lambda F, gy: gy,", "bias=lambda F, gy: 2 * gy,"),  # a rule of one line
-        ("gs *= p", "gs *= p * p"),  # a line of a joint rule
+        ("gs *= a", "gs *= a * p"),  # a line of a joint rule
         ("[`patch_embedding`](", "[`patch_embeddings`]("),  # the name of a test
         ("## Patch Embedding\n", "## Patch embedding\n"),
     ],

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import tinyvit as tv
 from tinyvit.engine.differences import NotAnalyticError, complex_step, five_point
-from tinyvit.engine.gradcheck import findings
+from tinyvit.engine.findings import findings
 from tinyvit.layers import EncoderLayer
 
 ops = tv.ops
@@ -265,6 +265,64 @@ def test_what_cannot_be_judged_or_breaks_the_contract_is_named(f, values, error,
     x = leaf(values)
     with pytest.raises(error, match=message):
         tv.gradcheck(f, [x])
+
+
+def zero_rule(forward):
+    """An op whose rule says that nothing depends on its argument."""
+    return op(lambda xp, x: forward(x), lambda F, gy: F.zeros_like(gy))
+
+
+@pytest.mark.parametrize(
+    ("forward", "at"),
+    [
+        (lambda x: x + 1e8, 1.3),  # a step of 1e-9 is lost in rounding, and all differences agree on 0
+        (lambda x: np.exp(-((1e5 * x) ** 2)), 5e-6),  # a step of 1e-3 reaches past the peak, and finds 0 on both sides
+        (lambda x: np.tanh(1e6 * x), 3e-7),
+    ],
+    ids=["large", "narrow", "steep"],
+)
+def test_differences_that_agree_on_zero_for_want_of_digits_do_not_pass_a_rule_of_zeros(forward, at):
+    with pytest.raises(tv.GradcheckError):
+        tv.gradcheck(zero_rule(forward), leaf([at]))
+
+
+def test_right_rules_pass_where_slopes_are_tiny_or_results_large():
+    tv.gradcheck(ops.softmax, leaf([0.0, 22.0]))
+    tv.gradcheck(ops.softmax, leaf([0.0, 100.0]))
+    mask = np.random.default_rng(0).random((80, 80)) < 0.5
+    tv.gradcheck(lambda x: ops.where(mask, x, -1e9), leaf(np.ones((80, 80))))
+    with tv.no_grad():
+        tv.gradcheck(ops.exp, leaf([1.0]))
+    tv.gradgradcheck(lambda x, y: x * x + 0 * y.detach(), [leaf([1.0]), leaf([1e300])])
+
+
+def test_a_large_result_does_not_hide_a_kink_in_another():
+    with pytest.raises(tv.GradcheckError, match="a kink, -1 on one side and 1 on the other"):
+        tv.gradcheck(lambda x: (ops.abs(x), x * 0 + 1e5), leaf([0.0]))
+    tv.gradcheck(lambda x: (ops.relu(x), x * 0 + 1e12), leaf([0.0]), kinks="allow")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_element_on_a_kink_does_not_excuse_the_others(seed):
+    values = np.random.default_rng(0).standard_normal((100, 100))
+    values[3, 4] = 0
+    factor = np.where(np.random.default_rng(1).random((100, 100)) < 0.02, 3.0, 1.0)
+    wrong = op(lambda xp, x: xp.maximum(x, 0), lambda F, gy, x: gy * (x > 0) * factor)
+    with pytest.raises(tv.GradcheckError, match="is wrong at element"):
+        tv.gradcheck(wrong, leaf(values), kinks="allow", seed=seed)
+
+
+def test_nan_in_a_large_gradient_is_found_where_it_is():
+    factor = np.ones(10_000)
+    factor[7777] = np.nan
+    with pytest.raises(tv.GradcheckError, match=r"wrong at element \(7777,\): the rule gives nan"):
+        tv.gradcheck(scaled(factor), leaf(np.linspace(1, 2, 10_000)))
+
+
+@pytest.mark.parametrize("setting", [{"rtol": -1}, {"atol": -1.0}, {"eps": 0.0}, {"eps": math.nan}], ids=str)
+def test_settings_that_would_pass_anything_are_refused(setting):
+    with pytest.raises(ValueError, match=r"must be above 0, rtol .* and atol .* not below"):
+        tv.gradcheck(ops.exp, leaf([1.0]), **setting)
 
 
 def test_second_order_names_the_gradient_among_its_inputs():

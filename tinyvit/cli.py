@@ -337,12 +337,14 @@ def _audit(options: argparse.Namespace) -> int:
         samples = study.audit.registry(options.ops)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if options.html and not options.html.parent.is_dir():
+        raise ConfigError(f"--html {options.html}: there is no folder {options.html.parent}")
     with tqdm(total=len(samples), unit="sample", leave=False, disable=not sys.stderr.isatty()) as bar:
         report = study.audit.run(samples, device=device, workers=options.workers, on_sample=bar.update)
-    if options.html:
-        options.html.write_text(report.to_html(), encoding="utf-8")
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print(report.to_json() if options.json else report.to_text(options.all, width))
+    if options.html:
+        options.html.write_text(report.to_html(), encoding="utf-8")
     return CHECK_FAILED if report.failures else GOOD
 
 

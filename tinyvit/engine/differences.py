@@ -45,20 +45,20 @@ class _Stencil:
     """What φ(−2h), φ(−h), φ(0), φ(h), φ(2h) tell."""
 
     central: np.ndarray  # error O(h⁴)
-    left: np.ndarray  # error O(h²)
+    left: np.ndarray  # error O(h²), and the same at first order as right's
     right: np.ndarray
-    noise: float  # what rounding of φ can do to a slope
-    jump: float  # what a jump of a millionth of φ does to one
+    noise: np.ndarray  # what rounding of φ can do to a slope
+    jump: np.ndarray  # what a jump of a millionth of φ does to one
 
     @property
     def gap(self) -> np.ndarray:
-        """How far the one-sided slopes differ: O(h²) where φ is smooth, O(1) at a kink."""
+        """How far the one-sided slopes differ: O(h³) where φ is smooth, O(1) at a kink."""
         return np.abs(self.right - self.left)
 
 
 def _stencil(curve: Curve, here: np.ndarray, h: float) -> _Stencil:
     below2, below, above, above2 = (curve(t * h) for t in (-2, -1, 1, 2))
-    size = np.max(np.abs([below2, below, here, above, above2]), initial=0.0)
+    size = np.max(np.abs([below2, below, here, above, above2]), axis=0)
     return _Stencil(
         central=(8 * (above - below) - (above2 - below2)) / (12 * h),
         left=(3 * here - 4 * below + below2) / (2 * h),
@@ -84,24 +84,31 @@ def five_point(curve: Curve, step: float, rtol: float, atol: float) -> Slopes:
         value, uncertainty = np.full(here.shape, np.nan), np.full(here.shape, np.inf)
         lasting = longest = np.zeros(here.shape, int)
         fine = _stencil(curve, here, step)
+        left, right = fine.left, fine.right
         for k in range(1, ROUNDS):
             coarse, fine = fine, _stencil(curve, here, step / SHRINK**k)
             change = np.abs(fine.central - coarse.central)
-            # a smooth φ closes the gap 64-fold, a noisy one opens it 8-fold; at a kink it stays
+            # a smooth φ closes the gap 512-fold, a noisy one opens it 8-fold; at a kink it stays
             kinked = (fine.gap > np.maximum(coarse.gap / 2, fine.noise)) & (fine.gap < 2 * coarse.gap)
             lasting = np.where(kinked, lasting + 1, 0)
+            seen = (lasting == LASTING) & (longest < LASTING)  # smaller steps would only add rounding
+            left, right = np.where(seen, fine.left, left), np.where(seen, fine.right, right)
             longest = np.maximum(longest, lasting)
-            better = ~kinked & (change < uncertainty)
             rounding = change <= fine.noise  # then the larger step is the better one
+            # where φ(h) rounds to φ(0) all agree on 0, which is no agreement: no slope is surer than its noise
+            doubt = np.maximum(change, np.where(rounding, coarse.noise, fine.noise) / 16)
+            # steps that reach past a narrow peak agree on 0 too, but the peak itself stands up: the gap opens
+            missed = (fine.gap > 2 * coarse.gap) & (fine.gap > np.maximum(fine.noise, np.abs(fine.central) + atol))
+            better = ~kinked & ~missed & (doubt < uncertainty)
             value = np.where(better, np.where(rounding, coarse.central, fine.central), value)
-            uncertainty = np.where(better, change, uncertainty)
+            uncertainty = np.where(better, doubt, uncertainty)
             if np.all(uncertainty <= (atol + rtol * np.abs(value)) / 10):
                 break
         unsettled = ~(uncertainty <= (atol + rtol * np.abs(value)) / 10)
         growth = np.maximum(1.5 * np.abs(coarse.central), fine.jump)
         jump = unsettled & ~(np.abs(fine.central) <= growth)  # the slope has no end, or is not a number
         kink = jump | (unsettled & (longest >= LASTING))
-        left, right = np.where(jump, -np.inf, fine.left), np.where(jump, np.inf, fine.right)
+        left, right = np.where(jump, -np.inf, left), np.where(jump, np.inf, right)
         return Slopes(np.where(kink, np.nan, value), uncertainty, left, right, kink)
 
 

@@ -261,7 +261,7 @@ EQUATIONS: tuple[Equation, ...] = (
         (2, 12, 13),
         (
             Code("tinyvit.engine.ops.nn:attention_weights"),
-            _attention("", "p "),
+            _attention("", "a "),
         ),
     ),
     Equation(
@@ -361,7 +361,7 @@ EQUATIONS: tuple[Equation, ...] = (
         "Gradient of the first bias",
         r"\frac{\partial L}{\partial b_1} = \sum \left(\frac{\partial L}{\partial H} \cdot "
         r"\text{ReLU}'(W_1 \cdot X + b_1)\right)",
-        r"\frac{\partial L}{\partial b_1} = \sum_{b,n} \left(\frac{\partial L}{\partial H} \odot "
+        r"\frac{\partial L}{\partial b_1} = \sum_{b,n} \left(\frac{\partial L}{\partial H_n^b} \odot "
         r"\text{ReLU}'(W_1 \cdot X + b_1)\right)^{b,n}",
         (4, 11, 15, 16),
         (*_BIAS, _RELU_X),
@@ -537,7 +537,7 @@ EQUATIONS: tuple[Equation, ...] = (
         _MHSA,
         "Gradient of the projection's weights",
         None,
-        r"\frac{\partial L}{\partial W_O} = \sum_b \left(\frac{\partial L}{\partial O'}\right)^T \cdot "
+        r"\frac{\partial L}{\partial W_O} = \sum_b \left(\frac{\partial L}{\partial {O'}^b}\right)^T \cdot "
         r"\text{concat}(O_1, \ldots, O_h)",
         (14,),
         (_LINEAR_WEIGHT,),
@@ -547,7 +547,7 @@ EQUATIONS: tuple[Equation, ...] = (
         _MHSA,
         "Gradient of the projection's bias",
         None,
-        r"\frac{\partial L}{\partial b_O} = \sum_{b,n} \frac{\partial L}{\partial O'_n}",
+        r"\frac{\partial L}{\partial b_O} = \sum_{b,n} \frac{\partial L}{\partial {O'}_n^b}",
         (14, 19),
         _BIAS,
     ),
@@ -577,7 +577,7 @@ EQUATIONS: tuple[Equation, ...] = (
         r"\frac{\partial L}{\partial S_{nm}} = A_{nm} \left(\frac{\partial L}{\partial A_{nm}} - "
         r"\sum_{m'} \frac{\partial L}{\partial A_{nm'}} A_{nm'}\right), \quad S = \frac{Q \cdot K^T}{\sqrt{d_k}}",
         (14,),
-        (_attention("q", "gs -=", "gs *= p"), _SOFTMAX_X),
+        (_attention("q", "gs -=", "gs *= a"), _SOFTMAX_X),
     ),
     Equation(
         "S10",
@@ -603,7 +603,7 @@ EQUATIONS: tuple[Equation, ...] = (
         _MHSA,
         "Gradient of the queries' bias",
         None,
-        r"\frac{\partial L}{\partial b_Q} = \sum_{b,n} \frac{\partial L}{\partial Q_n}",
+        r"\frac{\partial L}{\partial b_Q} = \sum_{b,n} \frac{\partial L}{\partial Q_n^b}",
         (19,),
         _BIAS,
     ),
@@ -612,7 +612,7 @@ EQUATIONS: tuple[Equation, ...] = (
         _MHSA,
         "Gradient of the keys' bias",
         None,
-        r"\frac{\partial L}{\partial b_K} = \sum_{b,n} \frac{\partial L}{\partial K_n} = 0",
+        r"\frac{\partial L}{\partial b_K} = \sum_{b,n} \frac{\partial L}{\partial K_n^b} = 0",
         (19,),
         _BIAS,
     ),
@@ -621,7 +621,7 @@ EQUATIONS: tuple[Equation, ...] = (
         _MHSA,
         "Gradient of the values' bias",
         None,
-        r"\frac{\partial L}{\partial b_V} = \sum_{b,n} \frac{\partial L}{\partial V_n}",
+        r"\frac{\partial L}{\partial b_V} = \sum_{b,n} \frac{\partial L}{\partial V_n^b}",
         (19,),
         _BIAS,
     ),
@@ -654,7 +654,7 @@ EQUATIONS: tuple[Equation, ...] = (
         _ENCODER,
         "Gradient of LayerNorm's scale",
         None,
-        r"\frac{\partial L}{\partial \gamma} = \sum_{b,n} \frac{\partial L}{\partial y} \odot \hat{x}",
+        r"\frac{\partial L}{\partial \gamma} = \sum_{b,n} \frac{\partial L}{\partial y_n^b} \odot \hat{x}_n^b",
         (17,),
         (_norm("weight", "normed =", "return"), _SUMMED),
     ),
@@ -663,7 +663,7 @@ EQUATIONS: tuple[Equation, ...] = (
         _ENCODER,
         "Gradient of LayerNorm's shift",
         None,
-        r"\frac{\partial L}{\partial \beta} = \sum_{b,n} \frac{\partial L}{\partial y}",
+        r"\frac{\partial L}{\partial \beta} = \sum_{b,n} \frac{\partial L}{\partial y_n^b}",
         (17,),
         (_norm("bias", "return"), _SUMMED),
     ),

@@ -247,7 +247,7 @@ clip.gradients(x=_clip_rule)
 
 @primitive
 def where(xp, condition, a, b):
-    """A where the condition holds, else b."""
+    """`a` where the condition holds, else `b`."""
     return xp.where(xp.asarray(condition), a, b)
 
 

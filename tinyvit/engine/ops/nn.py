@@ -214,21 +214,21 @@ def scaled_dot_product_attention(xp, q, k, v, scale=None):
             f"attention: q {q.shape}, k {k.shape} and v {v.shape} differ in d_k or in the number of keys: "
             "they must be (…, N, d_k), (…, M, d_k) and (…, M, d_v)"
         )
-    p = xp.matmul(q * _scale(q, scale), xp.swapaxes(k, -1, -2))  # scaled first, so that float16 does not overflow
-    p -= xp.max(p, axis=-1, keepdims=True)
-    p = xp.exp(p, out=p)
-    p /= xp.sum(p, axis=-1, keepdims=True)
-    return xp.matmul(p, v), p
+    a = xp.matmul(q * _scale(q, scale), xp.swapaxes(k, -1, -2))  # scaled first, so that float16 does not overflow
+    a -= xp.max(a, axis=-1, keepdims=True)
+    a = xp.exp(a, out=a)
+    a /= xp.sum(a, axis=-1, keepdims=True)
+    return xp.matmul(a, v), a
 
 
 @scaled_dot_product_attention.gradient
 def _attention_rule(xp, gy, q, k, v, scale, residue):
-    """With S = Q · Kᵀ · scale and P = softmax(S): ∂L/∂S = P · (∂L/∂P − Σ ∂L/∂P · P)."""
-    p = residue
-    gv = xp.matmul(xp.swapaxes(p, -1, -2), gy)  # ∂L/∂V = Pᵀ · ∂L/∂O
-    gs = xp.matmul(gy, xp.swapaxes(v, -1, -2))  # ∂L/∂P = ∂L/∂O · Vᵀ
-    gs -= xp.sum(gs * p, axis=-1, keepdims=True)
-    gs *= p
+    """With S = Q · Kᵀ · scale and A = softmax(S): ∂L/∂S = A · (∂L/∂A − Σ ∂L/∂A · A)."""
+    a = residue
+    gv = xp.matmul(xp.swapaxes(a, -1, -2), gy)  # ∂L/∂V = Aᵀ · ∂L/∂O
+    gs = xp.matmul(gy, xp.swapaxes(v, -1, -2))  # ∂L/∂A = ∂L/∂O · Vᵀ
+    gs -= xp.sum(gs * a, axis=-1, keepdims=True)
+    gs *= a
     gs *= _scale(q, scale)
     return xp.matmul(gs, k), xp.matmul(xp.swapaxes(gs, -1, -2), q), gv
 

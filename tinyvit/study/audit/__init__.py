@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,8 +18,8 @@ from multiprocessing import get_context
 
 import numpy as np
 
-from tinyvit.engine.gradcheck import Finding
-from tinyvit.study.audit.checks import METHODS, AnySample, NotChecked, NotMeant, carries_no_gradient
+from tinyvit.engine.findings import Finding
+from tinyvit.study.audit.checks import MEASURED, METHODS, AnySample, NotChecked, NotMeant, carries_no_gradient
 from tinyvit.study.audit.layers import LAYERS
 from tinyvit.study.audit.report import FAIL, KINK, PASS, SKIP, Report, Row, by_op
 from tinyvit.study.audit.samples import KINKS, SAMPLES, STEPS, Sample, normal
@@ -35,8 +36,11 @@ def registry(only: Iterable[str] = ()) -> list[AnySample]:
     samples: list[AnySample] = sorted([*SAMPLES, *KINKS, *STEPS], key=lambda sample: sample.op)
     samples += sorted(LAYERS, key=lambda sample: sample.op)
     wanted = set(only)
-    if unknown := wanted - {sample.op for sample in samples}:
-        raise ValueError(f"{sorted(unknown)[0]!r} is neither an op nor a layer: `tinyvit audit` lists all of them")
+    known = {sample.op for sample in samples}
+    if unknown := sorted(wanted - known):
+        near = difflib.get_close_matches(unknown[0], known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(known))}"
+        raise ValueError(f"{unknown[0]!r} is neither an op nor a layer: {hint}")
     return [sample for sample in samples if not wanted or sample.op in wanted]
 
 
@@ -57,7 +61,8 @@ def run(
     Args:
         samples: what to examine; the whole registry if None. A `Sample` of your own op may be among them.
         device: "cpu" or "gpu".
-        workers: processes to share the registry's samples out to; the script must guard its `__main__` then.
+        workers: processes to share the registry's samples out to; the script must guard its `__main__` then, and a
+            rule that was replaced in this process is not seen by them.
         on_sample: called after each sample.
 
     >>> softplus = Sample("softplus", "(3,)", lambda F, x: F.log(1 + F.exp(x)), (normal(3),))
@@ -81,7 +86,11 @@ def run(
             }
             for future in futures.values():
                 future.add_done_callback(lambda _: on_sample())
-            rows = [row for sample in samples for row in futures[sample].result()]
+            try:
+                rows = [row for sample in samples for row in futures[sample].result()]
+            except BaseException:  # what has not begun need not
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     return Report(tuple(rows), time.perf_counter() - began)
 
 
@@ -105,7 +114,7 @@ def examine(sample: AnySample, device: str = "cpu", methods: Iterable[str] = MET
     """
     if sample in STEPS:
         return [_step_row(sample, device)]
-    if sample in KINKS:
+    if getattr(sample, "choice", None) is not None:  # it stands on a kink
         methods = [name for name in methods if name in ("slopes", "choice")]  # nothing else can be compared there
     return [row for name in methods if (row := _examine_by(name, sample, device))]
 
@@ -132,6 +141,8 @@ def _row(facts: tuple[str, str, tuple[tuple[int, ...], ...], str], name: str, fo
     """The worst of some findings, and what they come to together."""
     if not found:
         return Row(*facts, name, SKIP, note="nothing to compare")
+    if not any(f.elements for f in found):
+        return Row(*facts, name, SKIP, note="it runs, but is empty: there are no numbers to compare")
     worst = max(found, key=lambda f: (f.failed > 0, f.kinks > 0, _badness(f), f.elements > 0))
     failed, kinks = (sum(getattr(f, name) for f in found) for name in ("failed", "kinks"))
     error, size = worst.error, abs(worst.measured)
@@ -143,13 +154,18 @@ def _row(facts: tuple[str, str, tuple[tuple[int, ...], ...], str], name: str, fo
             elements=sum(f.elements for f in found),
             absolute=error,
             relative=error / size if size else (0.0 if error == 0 else math.inf),
-            where=worst.where if name in ("layout", "aliased") else f"input {worst.input}, {worst.where}",
+            where=f"{_input_name(worst.input, len(facts[2]))}, {worst.where}" if name in MEASURED else worst.where,
             given=worst.given,
             measured=worst.measured,
             tolerance=worst.tolerance,
             margin=worst.tolerance / error if error else math.inf,
-            note="; ".join(filter(None, [worst.note, f"{failed} elements fail" if failed else ""])),
+            note="; ".join(filter(None, [worst.note, f"{failed:,} in all fail" if failed else ""])),
         )
+
+
+def _input_name(i: int, inputs: int) -> str:
+    """In the second order the gradients of the results stand behind the op's own inputs."""
+    return f"input {i}" if i < inputs else f"gy of result {i - inputs}"
 
 
 def _badness(finding: Finding) -> float:
@@ -160,9 +176,11 @@ def _badness(finding: Finding) -> float:
 
 def _step_row(sample: AnySample, device: str) -> Row:
     assert isinstance(sample, Sample)
-    shapes = tuple(x.shape for x in sample.tensors(device))
+    shapes = tuple(array.shape for array in sample.arrays())
     facts = sample.op, sample.case, shapes, "float64", "dtype"
     try:
         return Row(*facts, KINK, note=f"gives {carries_no_gradient(sample, device)}, which carries no gradient")
     except AssertionError as error:
         return Row(*facts, FAIL, note=str(error))
+    except Exception as error:
+        return Row(*facts, FAIL, note=f"{type(error).__name__}: {error}")

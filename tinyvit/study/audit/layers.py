@@ -51,6 +51,7 @@ class LayerSample:
             with random.using(np.random.default_rng(3)):
                 return [self.call(layer, x)]
 
+        f.__name__ = self.op
         return f, [x, *layer.parameters()]
 
 

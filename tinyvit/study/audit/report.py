@@ -27,7 +27,7 @@ class Row:
         elements: how many numbers were compared.
         absolute, relative: the worst error, and its share of the measured value.
         where: which element that is.
-        given, measured: what the rule gives there, and what was measured.
+        given, measured: what is given there, by the rule for instance, and what it was compared with.
         tolerance: the largest error allowed there.
         margin: how many times smaller than the tolerance the error is; infinite where there is none.
         verdict: "pass", "fail", "not differentiable here" or "not checked".
@@ -55,8 +55,10 @@ class Row:
         head = f"{self.op} {self.case}, {self.method} in {self.dtype}: {self.verdict}"
         if not self.elements:
             return f"{head} ({self.note})" if self.note else head
+        if self.verdict == KINK:
+            return f"{head} at {self.where}: {self.note}; the rule chooses {self.given:.10g}"
         return (
-            f"{head}; worst of {self.elements:,} at {self.where}: the rule gives {self.given:.10g}, measured "
+            f"{head}; worst of {self.elements:,} at {self.where}: given {self.given:.10g}, expected "
             f"{self.measured:.10g}, error {self.absolute:.2g}, tolerance {self.tolerance:.2g}"
             + (f"; {self.note}" if self.note else "")
         )
@@ -105,8 +107,8 @@ class Report:
         return "\n".join([*lines, "", *(row.sentence() for row in self.failures), self.summary()])
 
     def to_json(self) -> str:
-        """{"rows": […], "summary": {verdict: number}, "seconds": …}; what is infinite or no number is null."""
-        rows = [{k: _finite(v) for k, v in asdict(row).items()} for row in self.rows]
+        """{"rows": […], "summary": {verdict: number}, "seconds": …}; null where there is no finite number."""
+        rows = [{k: _finite(v, row) for k, v in asdict(row).items()} for row in self.rows]
         counts = Counter(row.verdict for row in self.rows)
         answer = {"rows": rows, "summary": {v: counts[v] for v in SEVERITY}, "seconds": round(self.seconds, 3)}
         return json.dumps(answer, ensure_ascii=False, allow_nan=False)
@@ -124,13 +126,13 @@ def _weight(row: Row) -> tuple[int, bool, float]:
     return SEVERITY[row.verdict], row.dtype == "float64", -row.margin  # narrow dtypes have tolerances of their own
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _finite(value: Any, row: Row) -> Any:
+    return None if isinstance(value, float) and not (row.elements and math.isfinite(value)) else value
 
 
 HEADER = (
-    "op", "verdict", "method", "dtype", "elements", "error", "relative", "tolerance", "margin", "rule gives",
-    "measured", "case", "where",
+    "op", "verdict", "method", "dtype", "elements", "error", "relative", "tolerance", "margin", "given",
+    "expected", "case", "where",
 )  # fmt: skip
 
 
@@ -177,6 +179,9 @@ td {{ border-top: 1px solid color-mix(in srgb, CanvasText 15%, Canvas); white-sp
 </style>
 <h1>Gradient audit</h1>
 <p>{summary}</p>
+<p>Failures first, then what has no slope (ops of bools and integers, and kinks on purpose), then the least margin: how
+many times smaller than the tolerance the error is. “Given” is what the rule, or the op, gives; “expected” is what was
+measured, or what the same computation gives in another way.</p>
 <form><label>Filter <input id="words" type="search" placeholder="op, case or method"></label>
 <label>Verdict <select id="verdict"><option value="">all{options}</select></label> <output id="count"></output></form>
 <table><thead><tr>{head}</thead><tbody>
