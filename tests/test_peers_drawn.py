@@ -427,7 +427,7 @@ def _one_thread():
 
 
 @pytest.mark.parametrize("op", sorted(CASES))
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.data())
 def test_values_and_two_derivatives_are_pytorchs(op, data):
     d = Draw(data)
