@@ -796,7 +796,7 @@ def report(verdicts: Sequence[Verdict]) -> str:
 
 def _in_words(verdict: Verdict) -> str:
     mutant = verdict.mutant
-    why = f" ({verdict.sentence})" if verdict.sentence else ""
+    why = f" ({verdict.sentence})" if verdict.verdict == "equivalent" else ""
     return f"{mutant.op}, {mutant.argument}, {mutant.kind}: {mutant.before}  →  {mutant.after}{why}"
 
 
@@ -804,21 +804,12 @@ def as_json(verdicts: Sequence[Verdict], seconds: float) -> dict[str, Any]:
     """The result file: the numbers, then every mutant."""
     counts = {kind: Counter(v.verdict for v in verdicts if v.mutant.kind == kind) for kind in KINDS}
     total = Counter(v.verdict for v in verdicts)
-    rows = [
-        {
-            **{name: getattr(v.mutant, name) for name in ("op", "argument", "kind", "before", "after")},
-            "verdict": v.verdict,
-            **({"method": v.method} if v.method else {}),
-            **({"because": v.sentence} if v.sentence else {}),
-        }
-        for v in verdicts
-    ]
     return {
         "seconds": round(seconds, 1),
         "mutants": len(verdicts),
         **{name: total[name] for name in ("caught", "equivalent", "survived")},
         "kinds": {kind: dict(count) for kind, count in counts.items()},
-        "rows": rows,
+        "rows": [f"{v.verdict}{v.method and f' by {v.method}'}: {_in_words(v)}" for v in verdicts],
     }
 
 
