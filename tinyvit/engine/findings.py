@@ -87,8 +87,10 @@ def findings(
         elements = subject.size * sum(subject.inputs[i].size for i in subject.active)
         method = "jacobian" if elements <= JACOBIAN_LIMIT else "projections"
     rng = np.random.default_rng(seed)
-    look = _jacobian_findings if method == "jacobian" else _projection_findings
-    found = look(subject, measure, eps, rtol, atol, rng)
+    if method == "jacobian":
+        found = _jacobian_findings(subject, measure, eps, rtol, atol)
+    else:
+        found = _projection_findings(subject, measure, eps, rtol, atol, rng)
     return found + [finding for finding in _linearity_findings(subject, atol, rng) if finding.failed]
 
 
@@ -127,7 +129,6 @@ def _jacobian_findings(
     eps: float,
     rtol: float,
     atol: float,
-    rng: np.random.Generator,
 ) -> list[Finding]:
     """Every ∂y[k]/∂x[j]."""
     rows = [subject.pull_back(_unit(subject.size, k)) for k in range(subject.size)]  # a flat gradient an input in each
