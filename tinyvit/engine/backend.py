@@ -24,7 +24,7 @@ class BackendError(RuntimeError):
 
 
 class Namespace:
-    """NumPy's names on one device, plus `erf`, `scatter_add` and `to_device`, which NumPy lacks.
+    """NumPy's names on one device, plus `erf`, `softmax`, `scatter_add` and `to_device`, which NumPy lacks.
 
     >>> NUMPY.exp(np.zeros(2)), NUMPY.device
     (array([1., 1.]), 'cpu')
@@ -42,6 +42,12 @@ class Namespace:
         function = getattr(self.module, name)
         setattr(self, name, function)  # found once; the next look-up is an ordinary attribute
         return function
+
+    def softmax(self, x: Array, axis: int = -1) -> Array:
+        """Return exp x / Σ exp x along an axis; the maximum is taken out first, so that nothing overflows."""
+        e = self.exp(x - self.max(x, axis=axis, keepdims=True))
+        e /= self.sum(e, axis=axis, keepdims=True)
+        return e
 
     def scatter_add(self, values: Array, index: tuple[Any, ...], shape: tuple[int, ...]) -> Array:
         """Zeros of `shape` with `values` added at `index`; where an index occurs twice, both values count."""

@@ -14,6 +14,9 @@ loss with respect to the result, and what else its parameters name: an argument,
 argument (`x_shape`), or the `residue` (what the forward returned beside its result, for the rules' use). What no rule
 names, the tape does not keep. Given arrays a rule runs at once; given Tensors it is recorded, so that it can be
 differentiated again.
+
+A fused op's forward is written against such an `F` too, in elementary ops. It is then its own readable twin, and a
+kernel of the same name (`engine/kernels`) may compute it and its gradients instead, on arrays that suit it.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from tinyvit.engine import kernels
 from tinyvit.engine.backend import Namespace, namespace_of
 from tinyvit.engine.tape import Node, Part, TapeError, mode, recording, sweep
 from tinyvit.engine.tensor import Tensor
@@ -36,7 +40,7 @@ _RESERVED = {"y", "residue", "inputs", "shapes"}  # what a rule can ask for besi
 class Primitive:
     """An op: callable on Tensors, arrays and numbers, recorded on the tape where a gradient flows."""
 
-    def __init__(self, forward: Callable[..., Any], twin: Callable[..., Any] | None = None):
+    def __init__(self, forward: Callable[..., Any], twin: Callable[..., Any] | None = None, fused: bool = False):
         functools.update_wrapper(self, forward)
         parameters = list(inspect.signature(forward).parameters.values())[1:]  # all but xp
         self.__signature__ = inspect.Signature(parameters)
@@ -46,7 +50,8 @@ class Primitive:
                 f"`{self.name}` has an argument {sorted(reserved)[0]!r}, a name that means something to rules"
             )
         self.forward = forward
-        self.twin = twin
+        self.twin = forward if fused else twin
+        self.fused = fused
         self.variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         self.names = tuple(p.name for p in parameters if p.kind is not p.VAR_POSITIONAL)
         self.defaults = tuple(p.default for p in parameters)
@@ -101,10 +106,7 @@ class Primitive:
                 arrays.append(argument)
                 parents.append(None)
         xp = namespace_of(*arrays)
-        y = self._run_variadic(xp, arrays) if self.variadic else self.forward(xp, *arrays)
-        residue = None
-        if self.has_residue:
-            y, residue = y
+        y, residue, kernel = self._run(xp, arrays)
         if not (tracked and mode.recording):
             return self._wrap(xp, y, arguments)
         if isinstance(y, (tuple, list)):
@@ -115,11 +117,21 @@ class Primitive:
         node = Node(self, tuple(parents), y.shape, y.dtype)
         result = Tensor(y, node, _shared_version(xp, y, arguments))
         self._save(node, tracked, arguments, arrays, y, residue, result.version)
+        node.kernel = kernel
         return result
 
-    def _run_variadic(self, xp: Namespace, arrays: Sequence[Any]) -> Any:
-        inputs = len(arrays) - len(self.names)
-        return self.forward(xp, *arrays[:inputs], **dict(zip(self.names, arrays[inputs:], strict=True)))
+    def _run(self, xp: Namespace, arrays: Sequence[Any]) -> tuple[Any, Any, Any]:
+        """(result, residue, kernel): what the forward gives, or a kernel in its place, which has its own residue."""
+        if self.fused:
+            kernel = kernels.find(self.name, xp.device)
+            if kernel and (computed := kernel.forward(*arrays)):
+                return computed[0], None, (kernel.backward, computed[1])
+        if self.variadic:
+            inputs = len(arrays) - len(self.names)
+            y = self.forward(xp, *arrays[:inputs], **dict(zip(self.names, arrays[inputs:], strict=True)))
+        else:
+            y = self.forward(xp, *arrays)
+        return (*y, None) if self.has_residue else (y, None, None)
 
     def _bind(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
         """All arguments in the order of the signature, defaults filled in."""
@@ -180,7 +192,7 @@ class Primitive:
     def _plan(self, tracked: tuple[int, ...]) -> tuple[tuple[str, str, int | None], ...]:
         """(name, kind, where) of each value to save when these arguments carry a gradient; worked out once."""
         asked = [*self.joint[1]] if self.joint else [name for i in tracked for name in self._rule_at(i)[1]]
-        if self.twin:
+        if self.twin and not self.fused:
             asked += self.names
         places = {name: i - len(self.names) for i, name in enumerate(self.names)}  # from the end: inputs may vary
         plan: list[tuple[str, str, int | None]] = []
@@ -209,14 +221,19 @@ class Primitive:
         """The gradients of the arguments whose nodes are wanted, from the gradient gy of the result."""
         if isinstance(gy, list):
             gy = self._fill(gy, node, F)
-        if F is not None and self.twin:
+        if F is not None and self.twin and not self.fused:
             return self._pull_back_twin(node, gy, wanted, F)
+        places = [(i, parent) for i, parent in enumerate(node.parents) if parent is not None and parent in wanted]
+        if F is None and node.kernel:
+            backward, residue = node.kernel
+            needed = {i for i, _ in places}
+            gradients = backward(gy, needed, *residue)
+            return [(parent, gradients[i]) for i, parent in places]
         values = node.saved or {}
         if F is None:
             F = namespace_of(gy[0] if isinstance(gy, list) else gy)
         else:
             values = self._as_tensors(node, values)
-        places = [(i, parent) for i, parent in enumerate(node.parents) if parent is not None and parent in wanted]
         if self.joint:
             rule, names = self.joint
             gradients = rule(F, gy, *[values[name] for name in names])
@@ -318,7 +335,9 @@ def _shared_version(xp: Namespace, y: Any, arguments: Sequence[Any]) -> list[int
 def primitive(forward: Callable[..., Any], /) -> Primitive: ...
 @overload
 def primitive(*, twin: Callable[..., Any]) -> Callable[[Callable[..., Any]], Primitive]: ...
-def primitive(forward: Any = None, /, *, twin: Any = None) -> Any:
+@overload
+def primitive(*, fused: bool) -> Callable[[Callable[..., Any]], Primitive]: ...
+def primitive(forward: Any = None, /, *, twin: Any = None, fused: bool = False) -> Any:
     """Make an op of a function of arrays; its rules follow with `.gradients(…)`.
 
     Args:
@@ -326,6 +345,7 @@ def primitive(forward: Any = None, /, *, twin: Any = None) -> Any:
             results, or (result, residue) if a rule asks for the residue.
         twin: for a fused op, the same function f(F, …) written in elementary ops. It is what is differentiated when
             the backward sweep itself is recorded.
+        fused: the forward itself is such a function f(F, …), and needs no twin; a kernel may stand in for it.
 
     Source: the shape of the interface is this project's; a rule is what Griewank & Walther, *Evaluating
     Derivatives* (2008), call the adjoint of an elemental function.
@@ -342,7 +362,7 @@ def primitive(forward: Any = None, /, *, twin: Any = None) -> Any:
     >>> tv.gradcheck(cube, [x])  # silent: the rule is right
     """
     if forward is None:
-        return functools.partial(Primitive, twin=twin)
+        return functools.partial(Primitive, twin=twin, fused=fused)
     return Primitive(forward)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from operator import attrgetter
@@ -78,16 +79,18 @@ class Node:
         parents: one entry an argument of the op.
         saved: {name: value}, the values that the rules asked for; None once a sweep has passed.
         stamps: (name, version, version when saved) of the saved arguments, to notice overwriting.
+        kernel: the backward function of the kernel that computed the result, and what it needs; None where none did.
         shape, dtype: of the result, which its gradient shares.
         number: position in creation order.
     """
 
-    __slots__ = ("dtype", "number", "op", "parents", "saved", "shape", "stamps")
+    __slots__ = ("dtype", "kernel", "number", "op", "parents", "saved", "shape", "stamps")
 
     def __init__(self, op: Any, parents: tuple[Node | None, ...], shape: Any, dtype: Any):
         self.op = op
         self.parents = parents
         self.saved: dict[str, Any] | None = None
+        self.kernel: Any = None
         self.stamps: tuple[tuple[str, list[int], int], ...] = ()
         self.shape = shape
         self.dtype = dtype
@@ -96,6 +99,7 @@ class Node:
     def free(self) -> None:
         """Let go of the saved values, and of the graph behind."""
         self.saved = None
+        self.kernel = None
         self.stamps = ()
         self.parents = ()
 
@@ -106,11 +110,21 @@ class Node:
 class Leaf(Node):
     """Where a gradient ends and is kept: a Tensor made with `requires_grad=True`."""
 
-    __slots__ = ("grad",)
+    __slots__ = ("grad", "home", "lent")
 
     def __init__(self, shape: tuple[int, ...], dtype: Any):
         super().__init__(None, (), shape, dtype)
         self.grad: Any = None  # a Tensor, once there is one
+        self.home: Any = None  # an optimizer's array to gather it in, so that all gradients lie side by side
+        self.lent: Any = None  # a weak reference to the view of it that somebody has
+
+    def place(self) -> Any:
+        """A view of `home` to gather in; None where there is no home, or somebody still holds the last gradient."""
+        if self.home is None or (self.lent is not None and self.lent() is not None):
+            return None
+        view = self.home[...]
+        self.lent = weakref.ref(view)
+        return view
 
     def free(self) -> None:
         """A leaf holds nothing that could be freed."""

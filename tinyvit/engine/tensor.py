@@ -177,8 +177,7 @@ class Tensor:
         F = ops if create_graph else None
         with tape.recording(create_graph):
             for leaf, g, owned in tape.sweep([(self.node, seed)], F=F, retain_graph=retain_graph or create_graph):
-                with _accumulating:
-                    _accumulate(leaf, g, owned)
+                gather(leaf, g, owned)
 
     def detach(self) -> Tensor:
         """Return the same memory, off the tape."""
@@ -469,21 +468,30 @@ def _seed(y: Tensor, gradient: Any, as_tensor: bool) -> Any:
     return gradient if as_tensor else gradient.data
 
 
-_accumulating = threading.Lock()  # threads may sweep onto the same leaves
+_gathering = threading.Lock()  # threads may sweep onto the same leaves
 
 
-def _accumulate(leaf: Any, gradient: Any, owned: bool) -> None:
-    """Add to the gradient that a leaf keeps; the leaf owns its buffer."""
-    if isinstance(gradient, Tensor):
-        gradient = gradient if owned else gradient * 1
-        leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
-    elif leaf.grad is None:
-        leaf.grad = Tensor(gradient if owned else gradient.copy())
-    elif leaf.grad.node is None:
-        leaf.grad.data += gradient
-        leaf.grad.bump_version()
-    else:  # the gradient of a recorded sweep, which the tape may need as it is
-        leaf.grad = Tensor(leaf.grad.data + gradient)
+def gather(leaf: Any, gradient: Any, owned: bool) -> None:
+    """Add to the gradient that a leaf keeps: in the leaf's place in a flat buffer, or in an array of its own."""
+    with _gathering:
+        if isinstance(gradient, Tensor):
+            gradient = gradient if owned else gradient * 1
+            leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+        elif leaf.grad is None:
+            leaf.grad = Tensor(gradient if owned else _copied(leaf, gradient))
+        elif leaf.grad.node is None:
+            leaf.grad.data += gradient
+            leaf.grad.bump_version()
+        else:  # the gradient of a recorded sweep, which the tape may need as it is
+            leaf.grad = Tensor(leaf.grad.data + gradient)
+
+
+def _copied(leaf: Any, gradient: Any) -> Any:
+    place = leaf.place()
+    if place is None:
+        return gradient.copy()
+    place[...] = gradient
+    return place
 
 
 def plain(value: Any) -> Any:

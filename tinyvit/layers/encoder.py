@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tinyvit.engine import Tensor, ops
-from tinyvit.engine.ops.nn import attention_weights
+from tinyvit.engine.ops.nn import attention_weights, heads_of
 from tinyvit.layers.basic import Dropout, DropPath, LayerNorm, LayerScale, Linear
 from tinyvit.layers.module import Module, Parameter
 
@@ -53,18 +53,16 @@ class MultiHeadSelfAttention(Module):
 
     def queries_keys_values(self, x: Tensor) -> list[Tensor]:
         """Q, K and V of all heads: (B, N, D) → three times (B, h, N, d_k)."""
-        B, N, D = x.shape
-        packed = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads)
-        return [part.squeeze(0) for part in ops.split(packed.transpose(2, 0, 3, 1, 4), 3)]
+        return heads_of(ops, self.qkv(x), self.num_heads)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) → (B, N, D)."""
-        q, k, v = self.queries_keys_values(x)  # (B, h, N, d_k)
         if self.training and self.attention_dropout.p:
+            q, k, v = self.queries_keys_values(x)  # (B, h, N, d_k)
             heads = self.attention_dropout(attention_weights(ops, q, k)) @ v
+            concatenated = heads.swapaxes(1, 2).reshape(x.shape)  # concat(O₁, …, O_h)
         else:
-            heads = ops.scaled_dot_product_attention(q, k, v)
-        concatenated = heads.swapaxes(1, 2).reshape(x.shape)  # concat(O₁, …, O_h)
+            concatenated = ops.multi_head_attention(self.qkv(x), self.num_heads)
         return self.dropout(self.proj(concatenated))
 
     def attention(self, x: Tensor) -> Tensor:

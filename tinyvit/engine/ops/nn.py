@@ -1,4 +1,8 @@
-"""The ops of a neural network. Fused ones stand beside their twin, the same function in elementary ops.
+"""The ops of a neural network.
+
+A fused one is written in elementary ops, against a namespace `F`: given arrays it computes, given Tensors it would
+record each of them. So it is its own readable twin; the kernel that does the same in one pass stands in
+`engine/kernels`, where there is one.
 
 relu has slope 0 at 0.
 """
@@ -62,37 +66,28 @@ def _gelu_gate_slope(F: Any, x: Any, gate: Any, approximate: str) -> Any:
     return 2 * gate * (1 - gate) * inner  # with gate = (1 + tanh u)/2: (1 − tanh² u)/2 · u′
 
 
-def gelu_twin(F: Any, x: Any, approximate: str = "none") -> Any:
-    """x · Φ(x)."""
-    return x * _gelu_gate(F, x, approximate)
-
-
-@primitive(twin=gelu_twin)
-def gelu(xp, x, approximate="none"):
+@primitive(fused=True)
+def gelu(F, x, approximate="none"):
     """x · Φ(x), with Φ the normal distribution (Hendrycks & Gimpel 2016).
 
     `approximate`: "none" computes Φ by erf, "tanh" by ½(1 + tanh √(2/π)(x + 0.044715x³)), "quick" by σ(1.702x).
     """
-    gate = _gelu_gate(xp, x, approximate)
-    return x * gate, gate
+    return x * _gelu_gate(F, x, approximate)
 
 
-@gelu.gradient
-def _gelu_rule(xp, gy, x, approximate, residue):
-    """∂L/∂x = ∂L/∂y · (Φ(x) + x · Φ′(x)); Φ(x), the costly part, is kept from the forward."""
-    slope = _gelu_gate_slope(xp, x, residue, approximate)
-    slope *= x
-    slope += residue
-    slope *= gy
-    return (slope,)
+def _gelu_rule(F, gy, x, approximate):
+    """∂L/∂x = ∂L/∂y · (Φ(x) + x · Φ′(x))."""
+    gate = _gelu_gate(F, x, approximate)
+    return gy * (gate + x * _gelu_gate_slope(F, x, gate, approximate))
+
+
+gelu.gradients(x=_gelu_rule)
 
 
 @primitive
 def softmax(xp, x, axis=-1):
     """exp x / Σ exp x along an axis."""
-    e = xp.exp(x - xp.max(x, axis=axis, keepdims=True))
-    e /= xp.sum(e, axis=axis, keepdims=True)
-    return e
+    return xp.softmax(x, axis)
 
 
 # ∂L/∂x = y · (∂L/∂y − Σ ∂L/∂y · y), the Jacobian diag(y) − y yᵀ multiplied out
@@ -102,8 +97,12 @@ softmax.gradients(x=lambda F, gy, y, axis: y * (gy - F.sum(gy * y, axis=axis, ke
 @primitive
 def log_softmax(xp, x, axis=-1):
     """x − log Σ exp x along an axis."""
-    x = x - xp.max(x, axis=axis, keepdims=True)
-    return x - xp.log(xp.sum(xp.exp(x), axis=axis, keepdims=True))
+    return _log_softmax(xp, x, axis)
+
+
+def _log_softmax(F: Any, x: Any, axis: int) -> Any:
+    x = x - F.max(x, axis=axis, keepdims=True)
+    return x - F.log(F.sum(F.exp(x), axis=axis, keepdims=True))
 
 
 log_softmax.gradients(x=lambda F, gy, y, axis: gy - F.exp(y) * F.sum(gy, axis=axis, keepdims=True))
@@ -116,24 +115,16 @@ def _rows(F: Any, x: Any) -> Any:
     return F.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
 
-def linear_twin(F: Any, x: Any, weight: Any, bias: Any = None) -> Any:
-    """X · Wᵀ + b, the tutorial's W · x + b for a row x."""
-    y = F.matmul(x, F.swapaxes(weight, 0, 1))
-    return y if bias is None else y + bias
-
-
-@primitive
-def linear(xp, x, weight, bias=None):
+@primitive(fused=True)
+def linear(F, x, weight, bias=None):
     """X · Wᵀ + b: (…, in), weight (out, in), bias (out) → (…, out).
 
     Source: the tutorial's Patch Embedding, E = W_e · flatten(I) + b_e, on rows instead of columns.
     """
     if x.shape[-1:] != weight.shape[1:]:
         raise ValueError(f"linear: x of shape {x.shape} does not fit a weight of shape {weight.shape} (out, in)")
-    y = xp.matmul(_rows(xp, x), weight.T)
-    if bias is not None:
-        y = xp.add(y, bias, out=y) if bias.dtype == y.dtype else y + bias
-    return xp.reshape(y, (*x.shape[:-1], weight.shape[0]))
+    y = F.reshape(F.matmul(_rows(F, x), F.swapaxes(weight, 0, 1)), (*x.shape[:-1], weight.shape[0]))
+    return y if bias is None else y + bias
 
 
 linear.gradients(
@@ -145,21 +136,8 @@ linear.gradients(
 # ---------------------------------------------------------------------------------------------------------- layer norm
 
 
-def layer_norm_twin(F: Any, x: Any, weight: Any, bias: Any, eps: float = 1e-6) -> Any:
-    """(x − mean) / √(var + eps) · weight + bias over the last axis."""
-    wide = x.astype(_at_least_single(x.dtype))
-    centred = wide - F.mean(wide, axis=-1, keepdims=True)
-    normed = centred / F.sqrt(F.mean(centred * centred, axis=-1, keepdims=True) + eps)
-    return normed.astype(x.dtype) * weight + bias
-
-
-def _at_least_single(dtype: Any) -> Any:
-    """The dtype to square in: float16 ends at 65504."""
-    return np.promote_types(dtype, np.float32)
-
-
-@primitive(twin=layer_norm_twin)
-def layer_norm(xp, x, weight, bias, eps=1e-6):
+@primitive(fused=True)
+def layer_norm(F, x, weight, bias, eps=1e-6):
     """(x − mean) / √(var + eps) · weight + bias over the last axis: (…, D), weight and bias (D) → (…, D).
 
     Source: Ba, Kiros & Hinton 2016. The tutorial leaves it out; the ViT paper does not.
@@ -168,43 +146,42 @@ def layer_norm(xp, x, weight, bias, eps=1e-6):
         raise ValueError(
             f"layer_norm: x {x.shape}, weight {weight.shape} and bias {bias.shape} differ in the last axis"
         )
-    wide = x.astype(_at_least_single(x.dtype), copy=False)
-    mean = xp.mean(wide, axis=-1, keepdims=True)
-    normed = wide - mean
-    scale = 1 / xp.sqrt(xp.mean(normed * normed, axis=-1, keepdims=True) + eps)
-    normed *= scale
-    return normed.astype(x.dtype, copy=False) * weight + bias, (mean, scale)
+    normed, _ = _standardized(F, x, eps)
+    return normed.astype(x.dtype) * weight + bias
+
+
+def _standardized(F: Any, x: Any, eps: float) -> Any:
+    """(x − mean) · s with s = 1/√(var + eps), and s; float16 is squared in float32, for it ends at 65504."""
+    wide = x.astype(np.float32) if x.dtype == np.float16 else x
+    centred = wide - F.mean(wide, axis=-1, keepdims=True)
+    scale = 1 / F.sqrt(F.mean(centred * centred, axis=-1, keepdims=True) + eps)
+    return centred * scale, scale
 
 
 @layer_norm.gradient
-def _layer_norm_rule(xp, gy, x, weight, residue):
+def _layer_norm_rule(F, gy, x, weight, eps):
     """With n = (x − mean)·s and g = ∂L/∂n: ∂L/∂x = s · (g − mean g − n · mean(g·n))."""
-    mean, scale = residue
-    normed = (x - mean) * scale
+    n, scale = _standardized(F, x, eps)
     g = gy * weight
-    gx = g - xp.mean(g, axis=-1, keepdims=True) - normed * xp.mean(g * normed, axis=-1, keepdims=True)
-    return scale * gx, gy * normed, gy
+    gx = scale * (g - F.mean(g, axis=-1, keepdims=True) - n * F.mean(g * n, axis=-1, keepdims=True))
+    return gx, gy * n, gy
 
 
 # ----------------------------------------------------------------------------------------------------------- attention
 
 
-def attention_twin(F: Any, q: Any, k: Any, v: Any, scale: float | None = None) -> Any:
-    """softmax(Q · Kᵀ · scale) · V."""
-    return F.matmul(attention_weights(F, q, k, scale), v)
-
-
 def attention_weights(F: Any, q: Any, k: Any, scale: float | None = None) -> Any:
     """A = softmax(Q · Kᵀ / √d_k): (…, N, d_k), (…, M, d_k) → (…, N, M)."""
-    return F.softmax(F.matmul(q * _scale(q, scale), F.swapaxes(k, -1, -2)), axis=-1)
+    scaled = q * _scale(q, scale)  # before the product, so that float16 does not overflow
+    return F.softmax(F.matmul(scaled, F.swapaxes(k, -1, -2)), axis=-1)
 
 
 def _scale(q: Any, scale: float | None) -> float:
     return float(q.shape[-1] ** -0.5) if scale is None else scale
 
 
-@primitive(twin=attention_twin)
-def scaled_dot_product_attention(xp, q, k, v, scale=None):
+@primitive(fused=True)
+def scaled_dot_product_attention(F, q, k, v, scale=None):
     """O = softmax(Q · Kᵀ · scale) · V: (…, N, d_k), (…, M, d_k), (…, M, d_v) → (…, N, d_v); scale is 1/√d_k if None.
 
     Source: the tutorial's Multi-Head Self-Attention, A and O; Vaswani et al. 2017.
@@ -214,31 +191,59 @@ def scaled_dot_product_attention(xp, q, k, v, scale=None):
             f"attention: q {q.shape}, k {k.shape} and v {v.shape} differ in d_k or in the number of keys: "
             "they must be (…, N, d_k), (…, M, d_k) and (…, M, d_v)"
         )
-    a = xp.matmul(q * _scale(q, scale), xp.swapaxes(k, -1, -2))  # scaled first, so that float16 does not overflow
-    a -= xp.max(a, axis=-1, keepdims=True)
-    a = xp.exp(a, out=a)
-    a /= xp.sum(a, axis=-1, keepdims=True)
-    return xp.matmul(a, v), a
+    return F.matmul(attention_weights(F, q, k, scale), v)
 
 
 @scaled_dot_product_attention.gradient
-def _attention_rule(xp, gy, q, k, v, scale, residue):
+def _attention_rule(F, gy, q, k, v, scale):
     """With S = Q · Kᵀ · scale and A = softmax(S): ∂L/∂S = A · (∂L/∂A − Σ ∂L/∂A · A)."""
-    a = residue
-    gv = xp.matmul(xp.swapaxes(a, -1, -2), gy)  # ∂L/∂V = Aᵀ · ∂L/∂O
-    gs = xp.matmul(gy, xp.swapaxes(v, -1, -2))  # ∂L/∂A = ∂L/∂O · Vᵀ
-    gs -= xp.sum(gs * a, axis=-1, keepdims=True)
-    gs *= a
-    gs *= _scale(q, scale)
-    return xp.matmul(gs, k), xp.matmul(xp.swapaxes(gs, -1, -2), q), gv
+    a = attention_weights(F, q, k, scale)
+    gv = F.matmul(F.swapaxes(a, -1, -2), gy)  # ∂L/∂V = Aᵀ · ∂L/∂O
+    ga = F.matmul(gy, F.swapaxes(v, -1, -2))  # ∂L/∂A = ∂L/∂O · Vᵀ
+    gs = a * (ga - F.sum(ga * a, axis=-1, keepdims=True)) * _scale(q, scale)
+    return F.matmul(gs, k), F.matmul(F.swapaxes(gs, -1, -2), q), gv
+
+
+@primitive(fused=True)
+def multi_head_attention(F, qkv, num_heads):
+    """O₁ … O_h side by side, from Q, K and V of all heads side by side: (B, N, 3·D) → (B, N, D), D = h · d_k.
+
+    Source: the tutorial's Multi-Head Self-Attention between its projections: A and O of each head, and their concat.
+    """
+    if qkv.ndim != 3 or num_heads < 1 or qkv.shape[-1] % (3 * num_heads):
+        raise ValueError(
+            f"multi_head_attention: qkv has the shape {qkv.shape}; it must be (B, N, 3·D) with D a multiple of "
+            f"the {num_heads} heads"
+        )
+    q, k, v = heads_of(F, qkv, num_heads)
+    heads = F.matmul(attention_weights(F, q, k), v)
+    return F.reshape(F.swapaxes(heads, 1, 2), (*qkv.shape[:-1], qkv.shape[-1] // 3))
+
+
+def heads_of(F: Any, qkv: Any, num_heads: int) -> Any:
+    """Q, K and V of all heads: (B, N, 3·D) → three times (B, h, N, d_k)."""
+    B, N, width = qkv.shape
+    split = F.reshape(qkv, (B, N, 3, num_heads, width // (3 * num_heads)))
+    return [split[:, :, i].swapaxes(1, 2) for i in range(3)]
+
+
+@multi_head_attention.gradient
+def _multi_head_rule(F, gy, qkv, num_heads):
+    """Each head's gradients are those of attention; they go back to where Q, K and V came from."""
+    q, k, v = heads_of(F, qkv, num_heads)
+    B, h, N, d = q.shape
+    heads = F.swapaxes(F.reshape(gy, (B, N, h, d)), 1, 2)
+    parts = [F.swapaxes(g, 1, 2) for g in _attention_rule(F, heads, q, k, v, None)]
+    return (F.reshape(F.stack(parts, axis=2), qkv.shape),)
 
 
 # ---------------------------------------------------------------------------------------------------------------- loss
 
 
-def cross_entropy_twin(F: Any, logits: Any, target: Any) -> Any:
+@primitive(fused=True)
+def _cross_entropy(F, logits, target):
     """−Σ target · log softmax(logits), one number a row."""
-    log_p = F.log_softmax(logits, axis=-1)
+    log_p = _log_softmax(F, logits, -1)
     return -F.sum(target * F.where(_impossible(F, target, log_p), 0, log_p), axis=-1)
 
 
@@ -247,18 +252,12 @@ def _impossible(F: Any, target: Any, log_p: Any) -> Any:
     return (target == 0) & ~F.isfinite(log_p)
 
 
-@primitive(twin=cross_entropy_twin)
-def _cross_entropy(xp, logits, target):
-    log_p = logits - xp.max(logits, axis=-1, keepdims=True)
-    log_p -= xp.log(xp.sum(xp.exp(log_p), axis=-1, keepdims=True))
-    return -xp.sum(target * xp.where(_impossible(xp, target, log_p), 0, log_p), axis=-1), log_p
-
-
 @_cross_entropy.gradient
-def _cross_entropy_rule(xp, gy, target, residue):
+def _cross_entropy_rule(F, gy, logits, target):
     """∂L/∂logits = p · Σ target − target, which is p − y for a target that sums to 1; ∂L/∂target = −log p."""
-    gy = gy[..., None]
-    return gy * (xp.exp(residue) * xp.sum(target, axis=-1, keepdims=True) - target), -gy * residue
+    log_p = _log_softmax(F, logits, -1)
+    gy = F.expand_dims(gy, -1)
+    return gy * (F.exp(log_p) * F.sum(target, axis=-1, keepdims=True) - target), -gy * log_p
 
 
 def cross_entropy(logits: Any, targets: Any, label_smoothing: float = 0.0, reduction: str = "mean") -> Any:

@@ -1,0 +1,74 @@
+"""How an op is made fast: kernels that compute a fused op, and its gradients, in one pass over memory.
+
+A kernel has the name of its op and stands in for it on arrays that suit it; on others it gives None, and the op's own
+array code runs. Everything works without: the CPU's kernels need Numba (the extra `fast`), and are loaded when a
+fused op is first computed. What Numba compiles, it keeps on disk for the next process.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+
+class Kernel(NamedTuple):
+    """How one op is computed on one device.
+
+    Attributes:
+        forward: f(*arguments) gives (result, residue), or None where the arguments do not suit it.
+        backward: f(gy, needed, *residue) gives a gradient for each argument whose position is in `needed`; None for
+            what is no op (an optimizer's update).
+    """
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any] | None = None
+
+
+_wanted = os.environ.get("TINYVIT_KERNELS", "auto") != "off"
+_found: dict[str, dict[str, Kernel]] = {}  # by device, then by the op's name
+
+
+def available() -> bool:
+    """Whether the CPU's kernels can be used: Numba is installed."""
+    return importlib.util.find_spec("numba") is not None
+
+
+def in_use() -> bool:
+    """Whether kernels compute the fused ops on a CPU: they are available, and nobody switched them off."""
+    return _wanted and available()
+
+
+@contextmanager
+def switched(on: bool) -> Iterator[None]:
+    """Use kernels, or do not, inside the block, in all threads; TINYVIT_KERNELS=off does so for a whole process.
+
+    >>> with switched(False):
+    ...     in_use()
+    False
+    """
+    global _wanted
+    previous, _wanted = _wanted, on
+    try:
+        yield
+    finally:
+        _wanted = previous
+
+
+def find(name: str, device: str) -> Kernel | None:
+    """Return the kernel of an op on a device, if there is one."""
+    if not _wanted:
+        return None
+    if device not in _found:
+        _found[device] = _load(device)
+    return _found[device].get(name)
+
+
+def _load(device: str) -> dict[str, Kernel]:
+    if device != "cpu" or not available():
+        return {}
+    from tinyvit.engine.kernels import cpu
+
+    return cpu.KERNELS
