@@ -7,7 +7,7 @@ import numpy as np
 
 import tinyvit as tv
 from tinyvit.data import Loader, augmentation, digits
-from tinyvit.training import AdamW, blas_threads, clip_grad_norm, cosine, evaluate
+from tinyvit.training import AdamW, clip_grad_norm, cosine, evaluate, parallel_backward
 
 EPOCHS = 15
 
@@ -23,12 +23,14 @@ def main() -> None:
     optimizer = AdamW(model.named_parameters(), weight_decay=0.05)
     lr = cosine(peak=4e-3, total=EPOCHS * len(train), warmup=len(train))
 
+    def loss_of(images: np.ndarray, labels: np.ndarray) -> tv.Tensor:
+        return tv.ops.cross_entropy(model(images), labels, label_smoothing=0.1)
+
     step = 0
     for epoch in range(EPOCHS):
         for images, labels in train.epoch(epoch):
-            loss = tv.ops.cross_entropy(model(images), labels, label_smoothing=0.1)
             optimizer.zero_grad()
-            loss.backward()
+            parallel_backward(loss_of, images, labels)  # or, on one thread: loss_of(images, labels).backward()
             clip_grad_norm(model.parameters(), 1.0)
             optimizer.lr = lr(step)
             optimizer.step()
@@ -39,5 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with blas_threads(1):  # the products are small: more threads would only wait for one another
-        main()
+    main()

@@ -180,9 +180,8 @@ BELOW = st.floats(max_value=0, exclude_max=True, allow_infinity=False)
 NOT_A_SHARE = BELOW | st.floats(min_value=1, allow_infinity=False)
 NO_WORD = st.text("abc", max_size=3)
 OUT_OF_RANGE = {
-    **dict.fromkeys(("training.epochs", "training.accumulate"), st.integers(max_value=0)),
-    **dict.fromkeys(("training.checkpoint_epochs", "data.batch_size"), st.integers(max_value=0)),
-    **dict.fromkeys(("training.seed", "training.warmup_epochs"), st.integers(max_value=-1)),
+    **dict.fromkeys(("training.epochs", "training.checkpoint_epochs", "data.batch_size"), st.integers(max_value=0)),
+    **dict.fromkeys(("training.seed", "training.warmup_epochs", "training.shards"), st.integers(max_value=-1)),
     **dict.fromkeys(("training.lr", "training.weight_decay", "training.momentum", "training.clip_norm"), BELOW),
     **dict.fromkeys(("training.label_smoothing", "training.ema"), NOT_A_SHARE),
     **dict.fromkeys(("model.dropout", "model.attention_dropout", "model.drop_path"), NOT_A_SHARE),

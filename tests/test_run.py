@@ -11,7 +11,6 @@ import time
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info
 
 from tinyvit import cli
 from tinyvit.data import AUGMENTATIONS, Loader, load_dataset
@@ -29,8 +28,6 @@ from tinyvit.training import (
 from tinyvit.training.checkpoint import checkpoint_path, latest_checkpoint
 from tinyvit.training.config import merge, read_toml, resolve
 from tinyvit.training.run import continue_config, make_schedule, make_trainer
-from tinyvit.training.threads import threads_for
-from tinyvit.vit import ViTConfig
 
 STEPS, EPOCHS = 3, 4  # of an epoch (16, 16 and 8 images), of a run
 EVERYTHING_RANDOM = {"dropout": 0.1, "attention_dropout": 0.1, "drop_path": 0.2}
@@ -386,18 +383,6 @@ def test_data_without_validation_or_test_images_is_trained_on_all_the_same(tmp_p
     assert "validation_loss" not in records(tmp_path / "run")[0]
 
 
-def test_a_small_model_is_trained_on_one_blas_thread_and_the_others_come_back(tmp_path, tables):
-    def threads():
-        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
-
-    before, during = threads(), set()
-    Run(tables, tmp_path, "cpu").train(lambda trainer: during.update(threads()))
-    assert during == {1}
-    assert threads() == before
-    assert threads_for(ViTConfig(8, 4, channels=1, dim=64, num_heads=4), batch_size=128) == 1
-    assert threads_for(ViTConfig.named("vit_base_patch16_224"), batch_size=8) is None  # as many as there are
-
-
 def test_a_loss_that_is_no_number_leaves_the_checkpoints_before_it(tmp_path, tables, monkeypatch):
     run = Run(tables, tmp_path, "cpu")
     step = run.trainer.train_step
@@ -480,12 +465,12 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 
 def test_a_trainer_is_built_just_as_the_config_says(cells, tables):
     training = {"optimizer": "sgd", "momentum": 0.7, "weight_decay": 0.2, "seed": 9, "ema": 0.0}
-    changes = {"training": {**training, "label_smoothing": 0.3, "accumulate": 3}, "data": {"augment": "none"}}
+    changes = {"training": {**training, "label_smoothing": 0.3, "shards": 3}, "data": {"augment": "none"}}
     dataset = load_dataset(cells)
     trainer = make_trainer(resolve(merge(tables, changes), dataset), dataset)
     optimizer, loader, validation = trainer.optimizer, trainer.loader, trainer.validation
     assert (type(optimizer).__name__, optimizer.momentum, optimizer.weight_decay) == ("SGD", 0.7, 0.2)
-    assert (trainer.label_smoothing, trainer.clip_norm, trainer.accumulate, trainer.ema) == (0.3, 0.5, 3, None)
+    assert (trainer.label_smoothing, trainer.clip_norm, trainer.shards, trainer.ema) == (0.3, 0.5, 3, None)
     assert (loader.batch_size, loader.shuffle, loader.augment, loader.seed, trainer.seed) == (16, True, None, 9, 9)
     assert (trainer.epochs, validation.split, validation.shuffle) == (EPOCHS, dataset.validation, False)
     other = make_trainer(resolve(tables, dataset), dataset)

@@ -20,6 +20,7 @@ from tinyvit.training import (
     cosine,
     evaluate,
     load_checkpoint,
+    parallel_backward,
     predict,
     save_checkpoint,
     top_k,
@@ -75,15 +76,15 @@ def smoothed_cross_entropy(logits, labels, smoothing):
 # --------------------------------------------------------------------------------------------------------- a step
 
 
-@pytest.mark.parametrize("accumulate", [1, 2, 3, 5, 12, 13, 100])
-def test_a_batch_swept_in_parts_has_the_loss_accuracy_and_gradient_of_the_whole(accumulate):
+@pytest.mark.parametrize("shards", [1, 2, 3, 5, 12, 13, 100])
+def test_a_batch_swept_in_shards_has_the_loss_accuracy_and_gradient_of_the_whole(shards):
     images, labels = next(Loader(part(13), 13, **NORMALISED).epoch())
     model = model_of(filled=True, dtype=np.float64)
     logits = model(images)
     tv.ops.cross_entropy(logits, labels, 0.2).backward()
     expected = gradients(model)
     trainer = trainer_of(
-        model, part(13), batch_size=13, lr=0.0, optimizer=SGD, epochs=1, accumulate=accumulate, label_smoothing=0.2
+        model, part(13), batch_size=13, lr=0.0, optimizer=SGD, epochs=1, shards=shards, label_smoothing=0.2
     )
     record = next(trainer.run())
     for name, gradient in gradients(model).items():
@@ -248,7 +249,7 @@ def test_a_loop_of_ones_own_reaches_the_trainers_weights_bit_for_bit(tmp_path, r
                 holder.load_state_dict({k[n:]: v for k, v in arrays.items() if k.startswith(f"{name}.")})
         for images, labels in loader.epoch(epoch):
             optimizer.zero_grad()
-            tv.ops.cross_entropy(model(images), labels, 0.1).backward()
+            parallel_backward(lambda x, y, m=model: tv.ops.cross_entropy(m(x), y, 0.1), images, labels)
             clip_grad_norm(model.parameters(), 0.5)
             optimizer.lr = schedule(step)
             optimizer.step()
@@ -292,7 +293,7 @@ def test_the_state_of_another_seed_or_model_is_refused():
 
 def test_a_loss_that_is_no_number_ends_the_run_before_the_weights_are_touched():
     loader = Loader(part(16), 16, **NORMALISED)
-    trainer = trainer_of(model_of(), part(16), ema=0.9, clip_norm=1.0, accumulate=2)
+    trainer = trainer_of(model_of(), part(16), ema=0.9, clip_norm=1.0, shards=2)
     images, labels = next(loader.epoch())
     trainer.train_step(images, labels)
     before = snapshot(trainer)

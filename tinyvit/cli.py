@@ -95,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="one value of the config: training.lr=1e-3"
     )
+    _add_workers(train)
     _add_device(train)
 
     evaluation = command("eval", _eval, "measure a trained model on its dataset's test images")
@@ -102,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.add_argument("--data", metavar="NAME|PATH", help="another dataset than the one it was trained on")
     evaluation.add_argument("--split", choices=("train", "validation", "test"), default="test")
     evaluation.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_workers(evaluation)
     _add_device(evaluation)
 
     prediction = command("predict", _predict, "say what images show")
@@ -116,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     prediction.add_argument("--top", type=int, default=3, metavar="K", help="classes to name for each image")
     prediction.add_argument("--attention", type=Path, metavar="OUT.png", help="draw where the model looks")
     prediction.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_workers(prediction)
     _add_device(prediction)
 
     table = command("summary", _summary, "print a model's layers: what each learns, computes and keeps for training")
@@ -143,6 +146,18 @@ def _add_device(parser: argparse.ArgumentParser, default: str = "auto") -> None:
     )
 
 
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers", type=_at_least_one, metavar="N", help="threads (one a core); the result does not depend on it"
+    )
+
+
+def _at_least_one(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -163,7 +178,7 @@ def _train(options: argparse.Namespace) -> int:
         flags,
     )
     folder = folder or _new_folder(tables["data"].get("name", "digits"))
-    run = Run(tables, folder, options.device, options.resume)
+    run = Run(tables, folder, options.device, options.resume, options.workers)
     _introduce(run)
     with _progress(run.trainer) as (on_step, on_record), _stop_on_signals(run.trainer) as received:
         try:
@@ -270,7 +285,7 @@ def _eval(options: argparse.Namespace) -> int:
     dataset = load_dataset(options.data or trained.config.data.name)
     split = getattr(dataset, options.split)
     _check_fits(trained, dataset)
-    scores = evaluate(trained.model, evaluation_loader(trained.config, split))
+    scores = evaluate(trained.model, evaluation_loader(trained.config, split), options.workers)
     if options.json:
         print(json.dumps({"data": dataset.name, "split": options.split, "images": len(split), **scores}))
     else:
@@ -299,7 +314,8 @@ def _predict(options: argparse.Namespace) -> int:
     trained = load_trained(options.run, options.device)
     model, data = trained.config.model, trained.config.data
     images = np.stack([read_image(path, model.channels, (model.height, model.width)) for path in options.images])
-    answers = top_k(predict(trained.model, images, data.mean, data.std), trained.classes, options.top)
+    probabilities = predict(trained.model, images, data.mean, data.std, workers=options.workers)
+    answers = top_k(probabilities, trained.classes, options.top)
     if options.attention:
         try:
             study.draw_attention(trained, images, options.attention)

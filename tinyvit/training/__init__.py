@@ -3,11 +3,11 @@
 from tinyvit.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from tinyvit.training.config import Config, ConfigError, DataConfig, TrainingConfig
 from tinyvit.training.ema import EMA
-from tinyvit.training.evaluation import evaluate, predict, top_k
+from tinyvit.training.evaluation import evaluate, infer, predict, top_k
 from tinyvit.training.optim import SGD, Adam, AdamW, Optimizer, clip_grad_norm
+from tinyvit.training.parallel import parallel_backward
 from tinyvit.training.run import Run, TrainedModel, load_trained
 from tinyvit.training.schedules import constant, cosine, step_decay
-from tinyvit.training.threads import blas_threads
 from tinyvit.training.trainer import Interrupted, NonFiniteLossError, Trainer
 
 __all__ = [
@@ -26,13 +26,14 @@ __all__ = [
     "TrainedModel",
     "Trainer",
     "TrainingConfig",
-    "blas_threads",
     "clip_grad_norm",
     "constant",
     "cosine",
     "evaluate",
+    "infer",
     "load_checkpoint",
     "load_trained",
+    "parallel_backward",
     "predict",
     "save_checkpoint",
     "step_decay",

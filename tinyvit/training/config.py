@@ -63,7 +63,8 @@ class TrainingConfig:
         warmup_epochs: of linear warm-up, before the schedule's own course; at most a tenth of the epochs if not given.
         label_smoothing: share of a target that is spread over all classes.
         clip_norm: largest joint norm of the gradients; 0 for no clipping.
-        accumulate: parts that a batch is cut into, swept one after the other to save memory.
+        shards: parts that a batch is cut into, which worker threads take in turn; 0: eight on a CPU, one on a GPU. The
+            bits of a run depend on it, and not on the number of workers. More shards take less memory.
         ema: decay of the averaged weights that are evaluated and kept; 0 for none.
         seed: of the weights, the order, the augmentation and dropout.
         checkpoint_epochs: epochs between checkpoints; the newest two are kept.
@@ -78,7 +79,7 @@ class TrainingConfig:
     warmup_epochs: int = 10
     label_smoothing: float = 0.1
     clip_norm: float = 1.0
-    accumulate: int = 1
+    shards: int = 0
     ema: float = 0.0
     seed: int = 0
     checkpoint_epochs: int = 10
@@ -242,7 +243,7 @@ def _check_training(config: Config) -> None:
             raise ConfigError(str(unknown_name(name, word, known)))
     least: dict[str, tuple[float, int]] = {
         "training.epochs": (t.epochs, 1),
-        "training.accumulate": (t.accumulate, 1),
+        "training.shards": (t.shards, 0),
         "training.checkpoint_epochs": (t.checkpoint_epochs, 1),
         "data.batch_size": (d.batch_size, 1),
         "training.seed": (t.seed, 0),

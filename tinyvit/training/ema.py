@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from tinyvit.engine import Tensor
+from tinyvit.engine import Tensor, kernels
 from tinyvit.engine.backend import namespace_of
+from tinyvit.training.flat import Flat, Layout, stretches, tiles
 from tinyvit.training.optim import check_entries, named, overwrite, require, to_host
+from tinyvit.training.parallel import in_workers
 
 
 class EMA:
@@ -50,7 +52,12 @@ class EMA:
         self.decay = decay
         self.updates = 0
         self.names, self.parameters = named(named_parameters)
-        self.shadows = [p.data.astype(np.promote_types(p.data.dtype, np.float32)) for p in self.parameters]
+        layout = Layout(self.parameters)
+        self._flats = layout.flats(lambda p: np.promote_types(p.dtype, np.float32))
+        self._groups = [[self.parameters[i] for i in group] for group in layout.groups]
+        self.shadows = layout.in_order(self._flats)
+        for p, shadow in zip(self.parameters, self.shadows, strict=True):
+            shadow[...] = p.data
         self._in_use = False
 
     def update(self) -> None:
@@ -61,10 +68,13 @@ class EMA:
         """
         self._refuse_in_use("update()")
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for p, shadow in zip(self.parameters, self.shadows, strict=True):
-            difference = namespace_of(shadow).subtract(p.data, shadow)
-            difference *= 1 - decay
-            shadow += difference
+        work = [
+            (shadow[part], data[part])
+            for flat, group in zip(self._flats, self._groups, strict=True)
+            for shadow, data in _beside(flat, [p.data for p in group])
+            for part in stretches(namespace_of(shadow), shadow.size)
+        ]
+        in_workers(lambda pair: _draw(*pair, 1 - decay), work)
         self.updates += 1
 
     @contextmanager
@@ -114,6 +124,33 @@ class EMA:
     def _refuse_in_use(self, call: str) -> None:
         if self._in_use:
             raise RuntimeError(f"EMA.{call} was called inside applied(); leave the with block first")
+
+
+def _beside(flat: Flat, arrays: list[Any]) -> list[tuple[Any, Any]]:
+    """Pairs (averages, parameters) of one axis: a single pair where the parameters lie in a flat buffer too."""
+    whole = arrays[0].base
+    if whole is not None and whole.shape == flat.whole.shape:
+        first = _address(whole)
+        if all(
+            array.base is whole and _address(array) == first + span.start * whole.itemsize
+            for array, span in zip(arrays, flat.spans, strict=True)
+        ):
+            return [(flat.whole, whole)]
+    return [(part.reshape(-1), array.reshape(-1)) for part, array in zip(flat.parts, arrays, strict=True)]
+
+
+def _address(array: Any) -> int:
+    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
+
+
+def _draw(shadow: Any, p: Any, share: float) -> None:
+    """shadow ← shadow + share · (p − shadow)."""
+    xp = namespace_of(shadow)
+    fused = kernels.find("ema", xp.device)
+    if fused and fused.forward(shadow, p, share):
+        return
+    for tile in tiles(xp, shadow.size):
+        shadow[tile] += share * (p[tile] - shadow[tile])
 
 
 def _place(p: Tensor, array: Any) -> None:

@@ -10,7 +10,10 @@ import numpy as np
 
 from tinyvit.data import Loader, preprocess
 from tinyvit.engine import no_grad, ops
+from tinyvit.training.parallel import map_shards
 from tinyvit.vit import ViT
+
+IMAGES = 8  # a part of what is evaluated
 
 
 @contextmanager
@@ -25,20 +28,41 @@ def evaluating(model: ViT) -> Iterator[None]:
         model.train(was_training)
 
 
-def evaluate(model: ViT, loader: Loader) -> dict[str, float]:
+def infer(model: ViT, images: Any, workers: int | None = None) -> Any:
+    """Return the logits of a batch of any size, computed without a tape, in parts: (n, C, H, W) → (n, K) on the host.
+
+    Args:
+        model: in evaluation or not, as it stands.
+        images: normalised, as the model takes them.
+        workers: threads, see `parallel_backward`. The bits do not depend on it: a part has so many images as keep the
+            arrays between two ops in the cache, and a single image is left to BLAS and its threads.
+    """
+    if len(images) <= 1:
+        with no_grad():
+            return model(images).numpy()
+    shards = -(-len(images) // IMAGES) if model.device == "cpu" else 1
+    return np.concatenate(map_shards(lambda part: model(part).numpy(), images, shards=shards, workers=workers))
+
+
+def evaluate(model: ViT, loader: Loader, workers: int | None = None) -> dict[str, float]:
     """Return {"loss", "accuracy"} over one pass: mean cross-entropy in nats, and the share in [0, 1] that is right."""
     loss, right, seen = 0.0, 0, 0
     with evaluating(model):
         for images, labels in loader:
-            logits = model(images)
+            logits = infer(model, images, workers)
             loss += ops.cross_entropy(logits, labels, reduction="sum").item()
-            right += int((logits.numpy().argmax(axis=-1) == labels).sum())
+            right += int((logits.argmax(axis=-1) == labels).sum())
             seen += len(labels)
     return {"loss": loss / seen, "accuracy": right / seen}
 
 
 def predict(
-    model: ViT, images: np.ndarray, mean: Sequence[float], std: Sequence[float], batch_size: int = 256
+    model: ViT,
+    images: np.ndarray,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int = 256,
+    workers: int | None = None,
 ) -> np.ndarray:
     """Return the probability of every class: uint8 images (n, C, H, W) → float32 (n, K).
 
@@ -47,7 +71,7 @@ def predict(
     with evaluating(model):
         return np.concatenate(
             [
-                ops.softmax(model(preprocess(images[i : i + batch_size], mean, std))).numpy()
+                ops.softmax(infer(model, preprocess(images[i : i + batch_size], mean, std), workers)).numpy()
                 for i in range(0, len(images), batch_size)
             ]
         )

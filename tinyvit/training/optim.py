@@ -3,18 +3,23 @@
 The updates are PyTorch's, term for term, so that a recipe written for it gives the same run here.
 An optimizer writes into `p.data` and into its own state arrays and into nothing else: gradients stay as
 they are. Nothing in `step` waits for the GPU: every number it computes on the host is a Python float.
+
+Parameters, gradients and state lie side by side in flat buffers, so that a step is one pass over memory.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from tinyvit.engine import Tensor
+from tinyvit.engine import Tensor, kernels
 from tinyvit.engine.backend import namespace_of, to_device
+from tinyvit.engine.tape import Leaf
+from tinyvit.training.flat import Layout, decays, stretches, tiles
+from tinyvit.training.parallel import in_workers
 
 Parameters: TypeAlias = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 """What `model.parameters()` or `model.named_parameters()` gives."""
@@ -23,10 +28,10 @@ Parameters: TypeAlias = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 class Optimizer:
     """What all optimizers share: the parameters, the state arrays beside each of them, and the step.
 
-    A subclass names its state arrays in `slots` and gives `update`, the rule for one parameter.
+    A subclass names its state arrays in `slots` and gives `update`, the rule for a stretch of numbers.
 
-    Build the optimizer after the model has been moved to its device and dtype: the state arrays are made
-    like the parameters' arrays of that moment.
+    Building an optimizer moves the parameters' arrays into a flat buffer, of which `p.data` is a view from then on,
+    and gives their gradients places in another. Build it after the model has been moved to its device and dtype.
 
     Args:
         parameters: Tensors, or (name, Tensor) pairs as `model.named_parameters()` gives them. The names
@@ -35,6 +40,9 @@ class Optimizer:
         weight_decay: ≥ 0; applies to a parameter whose `decay` is true and, where there is no such
             attribute, to arrays of two or more axes: neither biases nor norm scales are decayed.
         slots: names of the state arrays that each parameter has; they start at zero.
+
+    Attributes:
+        gradients: the flat buffers of the gradients, one a device and dtype (so one, of an ordinary model).
 
     Raises:
         ValueError: a setting is negative or NaN, there are no parameters, or one (or a name) comes twice.
@@ -47,15 +55,27 @@ class Optimizer:
         self.weight_decay = weight_decay
         self.names, self.parameters = named(parameters)
         self.steps = [0] * len(self.parameters)  # a parameter's own: it may get its first gradient late
-        self.state: dict[str, list[Any]] = {
-            slot: [namespace_of(p.data).zeros_like(p.data) for p in self.parameters] for slot in slots
-        }
-        self._scratch: dict[tuple[type, Any, int], Any] = {}
+        self._layout = Layout(self.parameters)
+        self._data, self._gradients = self._layout.flats(), self._layout.flats()
+        self._slots = {slot: self._layout.flats() for slot in slots}
+        self._views = self._layout.in_order(self._data)
+        self.state: dict[str, list[Any]] = {slot: self._layout.in_order(flats) for slot, flats in self._slots.items()}
+        for p, view, home in zip(self.parameters, self._views, self._layout.in_order(self._gradients), strict=True):
+            view[...] = p.data
+            p.data = view
+            if isinstance(p.node, Leaf):
+                p.node.home = home
+
+    @property
+    def gradients(self) -> list[Any]:
+        """The flat buffers of the gradients: what workers on several machines would average."""
+        return [flat.whole for flat in self._gradients]
 
     def update(self, xp: Any, p: Any, g: Any, state: list[Any], step: int, weight_decay: float) -> None:
-        """Move the array `p` by its gradient `g` (same shape), in place; `state` in the order of `slots`.
+        """Move the numbers `p` by their gradients `g` (both of one axis), in place; `state` in the order of `slots`.
 
-        `step` counts from 1, and `weight_decay` is 0.0 where this parameter is not decayed.
+        `step` counts from 1, and `weight_decay` is 0.0 where these numbers are not decayed. Each number is moved by
+        itself: a stretch may be part of a parameter, or several.
         """
         raise NotImplementedError
 
@@ -66,19 +86,57 @@ class Optimizer:
             RuntimeError: a parameter has changed device or dtype since the optimizer was built.
         """
         for i, p in enumerate(self.parameters):
+            if p.grad is not None:
+                self._take_back(i, p)
+        work = [part for group in range(len(self._data)) for run in self._runs(group) for part in self._cut(group, run)]
+        for p in self.parameters:
+            if p.grad is not None:
+                p.bump_version()
+        in_workers(self._update, work)
+
+    def _take_back(self, i: int, p: Tensor) -> None:
+        """A parameter that was given another array lies in the flat buffer again."""
+        view = self._views[i]
+        if p.data is view:
+            return
+        if type(view) is not type(p.data) or view.dtype != p.data.dtype:
+            raise RuntimeError(
+                f"parameter {self.names[i]!r} has changed device or dtype since the optimizer was"
+                " built; build the optimizer after model.to(...)"
+            )
+        view[...] = p.data
+        p.data = view
+
+    def _runs(self, group: int) -> list[_Run]:
+        """What is updated alike: neighbours in the flat buffer with the same step count and decay are one run."""
+        runs: list[_Run] = []
+        for i, span in zip(self._layout.groups[group], self._data[group].spans, strict=True):
+            p = self.parameters[i]
             if p.grad is None:
                 continue
-            state = [arrays[i] for arrays in self.state.values()]
-            for array in state:
-                if type(array) is not type(p.data) or array.dtype != p.data.dtype:
-                    raise RuntimeError(
-                        f"parameter {self.names[i]!r} has changed device or dtype since the optimizer was"
-                        " built; build the optimizer after model.to(...)"
-                    )
             self.steps[i] += 1
-            decay = self.weight_decay if getattr(p, "decay", p.data.ndim > 1) else 0.0
-            self.update(namespace_of(p.data), p.data, p.grad.data, state, self.steps[i], decay)
-            p.bump_version()
+            at_home = isinstance(p.node, Leaf) and p.node.lent is not None and p.node.lent() is p.grad.data
+            elsewhere = None if at_home else p.grad.data.reshape(-1)
+            run = _Run(span, elsewhere, self.steps[i], self.weight_decay if decays(p) else 0.0)
+            if runs and run.follows(runs[-1]):
+                runs[-1] = run._replace(span=slice(runs[-1].span.start, span.stop))
+            else:
+                runs.append(run)
+        return runs
+
+    def _cut(self, group: int, run: _Run) -> Iterator[tuple[Any, ...]]:
+        """The arguments of `update` for each part of a run that a worker takes."""
+        data = self._data[group].whole[run.span]
+        gradients = self._gradients[group].whole[run.span] if run.elsewhere is None else run.elsewhere
+        state = [flats[group].whole[run.span] for flats in self._slots.values()]
+        xp = namespace_of(data)
+        for part in stretches(xp, data.size):
+            yield xp, data[part], gradients[part], [array[part] for array in state], run.step, run.decay
+
+    def _update(self, part: tuple[Any, ...]) -> None:
+        xp, p, g, state, step, decay = part
+        for tile in tiles(xp, p.size):
+            self.update(xp, p[tile], g[tile], [array[tile] for array in state], step, decay)
 
     def zero_grad(self) -> None:
         """Forget all gradients: every `p.grad` becomes None."""
@@ -117,17 +175,18 @@ class Optimizer:
             for name, array in zip(self.names, arrays, strict=True)
         }
 
-    def scratch(self, xp: Any, like: Any, which: int = 0) -> Any:
-        """Return an uninitialized array shaped like `like`, the memory shared by all parameters.
 
-        One array, as long as the largest parameter of its device and dtype, is cut to each shape in turn:
-        a step allocates nothing. `which` tells apart arrays in use at the same time.
-        """
-        key = (type(like), like.dtype, which)
-        flat = self._scratch.get(key)
-        if flat is None or flat.size < like.size:
-            flat = self._scratch[key] = xp.empty(like.size, like.dtype)
-        return flat[: like.size].reshape(like.shape)
+class _Run(NamedTuple):
+    """Neighbours in a flat buffer that are updated alike; `elsewhere` is their gradient where it is in no buffer."""
+
+    span: slice
+    elsewhere: Any
+    step: int
+    decay: float
+
+    def follows(self, other: _Run) -> bool:
+        at_home = self.elsewhere is None and other.elsewhere is None
+        return at_home and (other.span.stop, other.step, other.decay) == (self.span.start, self.step, self.decay)
 
 
 class SGD(Optimizer):
@@ -171,22 +230,13 @@ class SGD(Optimizer):
     def update(self, xp: Any, p: Any, g: Any, state: list[Any], step: int, weight_decay: float) -> None:
         """One step of the formulas above; the arguments are `Optimizer.update`'s."""
         if weight_decay:
-            decayed = xp.multiply(p, weight_decay, out=self.scratch(xp, p, 1))
-            g = xp.add(decayed, g, out=decayed)
-        s = self.scratch(xp, p)
-        if not self.momentum:
-            xp.multiply(g, float(self.lr), out=s)
-        else:
+            g = g + weight_decay * p
+        if self.momentum:
             (m,) = state
             m *= self.momentum
             m += g
-            if self.nesterov:
-                xp.multiply(m, self.momentum, out=s)
-                s += g
-                s *= float(self.lr)
-            else:
-                xp.multiply(m, float(self.lr), out=s)
-        p -= s
+            g = g + self.momentum * m if self.nesterov else m
+        p -= float(self.lr) * g
 
 
 class Adam(Optimizer):
@@ -239,27 +289,23 @@ class Adam(Optimizer):
         """One step of the formulas above; the arguments are `Optimizer.update`'s."""
         m, v = state
         lr, (beta1, beta2) = float(self.lr), self.betas
-        s = self.scratch(xp, p)
-        if weight_decay and self.decoupled:
+        if weight_decay and not self.decoupled:
+            g = g + weight_decay * p
+            weight_decay = 0.0
+        correction1, correction2 = 1 - beta1**step, 1 - beta2**step
+        fused = kernels.find("adamw", xp.device)
+        if fused and fused.forward(p, g, m, v, lr * weight_decay, lr, beta1, beta2, self.eps, correction1, correction2):
+            return
+        if weight_decay:
             p *= 1 - lr * weight_decay
-        elif weight_decay:
-            decayed = xp.multiply(p, weight_decay, out=self.scratch(xp, p, 1))
-            g = xp.add(decayed, g, out=decayed)
-
-        xp.subtract(g, m, out=s)  # m ← m + (1 − β₁)(g − m), PyTorch's way to round β₁m + (1 − β₁)g
-        s *= 1 - beta1
-        m += s
-
-        xp.multiply(g, g, out=s)
-        s *= 1 - beta2
+        m += (1 - beta1) * (g - m)  # PyTorch's way to round β₁m + (1 − β₁)g
         v *= beta2
-        v += s
-
-        xp.sqrt(v, out=s)  # then s ← √v̂ + eps; the corrections themselves are two Python floats
-        s /= math.sqrt(1 - beta2**step)
+        v += (1 - beta2) * (g * g)
+        s = xp.sqrt(v)
+        s *= 1 / math.sqrt(correction2)
         s += self.eps
         xp.divide(m, s, out=s)
-        s *= lr / (1 - beta1**step)
+        s *= lr / correction1
         p -= s
 
 
@@ -310,8 +356,7 @@ def clip_grad_norm(parameters: Parameters, max_norm: float | None) -> Any:
         g ← g · min(1, max_norm / (‖g‖ + 1e-6)),    ‖g‖ = √(Σ over all parameters and elements g²)
 
     Nothing waits for the GPU: on a GPU the factor is computed there, and so is the norm that is returned. The
-    squares are summed in float64 by NumPy's own summation, not by BLAS, whose result would depend on its
-    number of threads.
+    squares are summed in float64, parameter by parameter, in an order that does not depend on the number of threads.
 
     Args:
         parameters: as for `Optimizer`, all on one device; those whose `grad` is None count as zero.
@@ -343,19 +388,28 @@ def clip_grad_norm(parameters: Parameters, max_norm: float | None) -> Any:
     if not gradients:
         return np.float64(0.0)
     xp = namespace_of(*[g.data for g in gradients])
+
+    def scaled(g: Tensor) -> None:
+        g.data *= scale.astype(g.dtype)
+        g.bump_version()
+
     with np.errstate(over="ignore", invalid="ignore"):  # the norm itself reports it
-        norm = xp.sqrt(sum(xp.square(g.data, dtype=_wide(g)).sum(dtype=np.float64) for g in gradients))
+        norm = xp.sqrt(sum(in_workers(_square_sum, [g.data for g in gradients])))
         if max_norm:
             scale = xp.where(xp.isfinite(norm), xp.minimum(max_norm / (norm + 1e-6), 1.0), 1.0)
-            for g in gradients:
-                g.data *= scale.astype(g.dtype)
-                g.bump_version()
+            in_workers(scaled, gradients)
     return norm
 
 
-def _wide(gradient: Tensor) -> np.dtype:
-    """Give a dtype in which squares do not overflow at once: float16 ends at 65504."""
-    return np.promote_types(gradient.dtype, np.float32)
+def _square_sum(array: Any) -> Any:
+    """Σ x² in float64."""
+    xp = namespace_of(array)
+    fused = kernels.find("square_sum", xp.device)
+    total = fused and fused.forward(array)
+    if total is not None:
+        return total
+    flat = array.reshape(-1)
+    return sum(xp.square(flat[tile], dtype=np.float64).sum() for tile in tiles(xp, flat.size))
 
 
 def named(parameters: Parameters) -> tuple[list[str], list[Tensor]]:

@@ -35,7 +35,6 @@ from tinyvit.training.config import Config, ConfigError, DataConfig, TrainingCon
 from tinyvit.training.ema import EMA
 from tinyvit.training.optim import OPTIMIZERS, Optimizer
 from tinyvit.training.schedules import Schedule, constant, cosine, step_decay
-from tinyvit.training.threads import blas_threads, threads_for
 from tinyvit.training.trainer import Interrupted, NonFiniteLossError, Record, Trainer
 from tinyvit.vit import ViT, ViTConfig
 
@@ -51,6 +50,7 @@ class Run:
         tables: the config, as `merge` gives it; what it leaves open is filled in.
         folder: where the run is written.
         device: "cpu", "gpu" or "auto".
+        workers: threads that compute the shards of a batch; one a core if None.
         resume: go on from the folder's newest checkpoint; without one, start.
 
     Raises:
@@ -59,7 +59,12 @@ class Run:
     """
 
     def __init__(
-        self, tables: Mapping[str, Mapping[str, Any]], folder: str | Path, device: str = "auto", resume: bool = False
+        self,
+        tables: Mapping[str, Mapping[str, Any]],
+        folder: str | Path,
+        device: str = "auto",
+        resume: bool = False,
+        workers: int | None = None,
     ):
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
@@ -68,7 +73,7 @@ class Run:
             raise ConfigError(f"{self.folder} holds a run already: go on with it by --resume, or choose another --out")
         self.dataset = load_dataset(tables["data"].get("name", "digits"))
         self.config = resolve(tables, self.dataset)
-        self.trainer = make_trainer(self.config, self.dataset, device)
+        self.trainer = make_trainer(self.config, self.dataset, device, workers)
         self.resumed_from: Path | None = None
         self.damaged: list[CheckpointError] = []
         if resume:
@@ -115,17 +120,16 @@ class Run:
             if on_record:
                 on_record(record)
 
-        with blas_threads(threads_for(self.config.model, self.config.data.batch_size)):
-            try:
-                for record in self.trainer.run(on_step):
-                    log(record)
-                    if self.trainer.epoch % self.config.training.checkpoint_epochs == 0:
-                        self.checkpoint()
-            except Interrupted:
-                self.checkpoint()
-                raise
+        try:
+            for record in self.trainer.run(on_step):
+                log(record)
+                if self.trainer.epoch % self.config.training.checkpoint_epochs == 0:
+                    self.checkpoint()
+        except Interrupted:
             self.checkpoint()
-            return self._finish(log)
+            raise
+        self.checkpoint()
+        return self._finish(log)
 
     def checkpoint(self) -> Path:
         """Write a checkpoint of this moment, and let go of old ones.
@@ -205,7 +209,7 @@ class Run:
         write_atomically(self.metrics_path, [f"{line}\n".encode() for line in kept])
 
 
-def make_trainer(config: Config, dataset: Dataset, device: str = "cpu") -> Trainer:
+def make_trainer(config: Config, dataset: Dataset, device: str = "cpu", workers: int | None = None) -> Trainer:
     """Build everything that a config describes, ready for its first step."""
     t, d = config.training, config.data
     model = ViT(config.model, np.random.default_rng(t.seed))
@@ -228,7 +232,8 @@ def make_trainer(config: Config, dataset: Dataset, device: str = "cpu") -> Train
         validation=evaluation_loader(config, dataset.validation) if len(dataset.validation) else None,
         label_smoothing=t.label_smoothing,
         clip_norm=t.clip_norm,
-        accumulate=t.accumulate,
+        shards=t.shards,
+        workers=workers,
         ema=EMA(model.named_parameters(), t.ema) if t.ema else None,
         seed=t.seed,
     )

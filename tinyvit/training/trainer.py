@@ -21,6 +21,7 @@ from tinyvit.engine.backend import namespace_of
 from tinyvit.training.ema import EMA
 from tinyvit.training.evaluation import evaluate
 from tinyvit.training.optim import Optimizer, clip_grad_norm
+from tinyvit.training.parallel import default_shards, parallel_backward
 from tinyvit.training.schedules import Schedule
 from tinyvit.vit import ViT
 
@@ -46,7 +47,9 @@ class Trainer:
         loader: the training batches.
         epochs: passes over the loader.
         validation: batches to evaluate on after each epoch, or None.
-        label_smoothing, clip_norm, accumulate: see `TrainingConfig`.
+        label_smoothing, clip_norm: see `TrainingConfig`.
+        shards: parts that a batch is cut into: see `parallel_backward`.
+        workers: threads that compute shards; one a core if None. The run does not depend on it.
         ema: averaged weights, evaluated instead of the model's own, or None.
         seed: of dropout and DropPath.
 
@@ -80,13 +83,15 @@ class Trainer:
         validation: Loader | None = None,
         label_smoothing: float = 0.0,
         clip_norm: float = 0.0,
-        accumulate: int = 1,
+        shards: int | None = None,
+        workers: int | None = None,
         ema: EMA | None = None,
         seed: int = 0,
     ):
         self.model, self.optimizer, self.schedule, self.loader = model, optimizer, schedule, loader
         self.epochs, self.validation, self.ema, self.seed = epochs, validation, ema, seed
-        self.label_smoothing, self.clip_norm, self.accumulate = label_smoothing, clip_norm, accumulate
+        self.label_smoothing, self.clip_norm = label_smoothing, clip_norm
+        self.shards, self.workers = shards or default_shards(model.device), workers
         self.step = self.epoch = self.batch = 0
         self.seconds = 0.0
         self.stop = False
@@ -117,23 +122,18 @@ class Trainer:
             yield self._end_epoch()
 
     def train_step(self, images: np.ndarray, labels: np.ndarray) -> None:
-        """Forward, backward, update: one step on one batch.
-
-        The batch is swept in `accumulate` parts. A part's loss is weighted by its share of the batch, so that the
-        gradient is that of the whole.
-        """
+        """Forward, backward, update: one step on one batch."""
         self.model.train()
         self.optimizer.zero_grad()
-        loss: Any = 0.0
-        right: Any = 0
+        right: list[Any] = []  # of each shard; in no order, for they are only counted
+
+        def mean_loss(some: np.ndarray, wanted: np.ndarray) -> Tensor:
+            logits = self.model(some)
+            right.append(_count_right(logits, wanted))
+            return ops.cross_entropy(logits, wanted, self.label_smoothing)
+
         with random.using(np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(DROPOUT, self.step)))):
-            parts = min(self.accumulate, len(labels))
-            for some, wanted in zip(np.array_split(images, parts), np.array_split(labels, parts), strict=True):
-                logits = self.model(some)
-                part_loss = ops.cross_entropy(logits, wanted, self.label_smoothing) * (len(wanted) / len(labels))
-                part_loss.backward()
-                loss = loss + part_loss.data
-                right = right + _count_right(logits, wanted)
+            loss = parallel_backward(mean_loss, images, labels, shards=self.shards, workers=self.workers).data
         if self.model.device == "cpu" and not math.isfinite(loss):
             raise NonFiniteLossError(self._non_finite("loss"))
         if self.clip_norm:
@@ -144,7 +144,7 @@ class Trainer:
         self.optimizer.step()
         if self.ema:
             self.ema.update()
-        self._totals.add(loss, right, len(labels))
+        self._totals.add(loss, sum(right), len(labels))
         self.step += 1
         self.batch += 1
 
@@ -170,7 +170,7 @@ class Trainer:
     def evaluate(self, loader: Loader) -> dict[str, float]:
         """Return {"loss", "accuracy"} of the weights that will be kept: the averaged ones, if there are."""
         with self.ema.applied() if self.ema else nullcontext(), np.errstate(over="ignore", invalid="ignore"):
-            return evaluate(self.model, loader)
+            return evaluate(self.model, loader, self.workers)
 
     def _non_finite(self, what: str) -> str:
         return (
