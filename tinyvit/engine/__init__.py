@@ -1,8 +1,8 @@
 """The calculus: arrays, the tape, the Tensor, the ops with their backward rules, and the judge of them all.
 
 In reading order: `backend` (NumPy or CuPy), `tape` (nodes and the sweep), `tensor` (an array with a place on the
-tape), `primitive` (what an op is), `ops/` (the ops, each beside its rule), and the
-judge: `differences`, `findings`, `gradcheck`.
+tape), `primitive` (what an op is), `ops/` (the ops, each beside its rule), `recompute` (memory for time), and the judge:
+`differences`, `findings`, `gradcheck`. `kernels/` makes some ops fast, and may be left out.
 """
 
 from tinyvit.engine.tensor import Tensor, grad, tensor, unfused  # isort: skip -- first: ops and Tensor need each other
@@ -12,6 +12,7 @@ from tinyvit.engine.findings import GradcheckError
 from tinyvit.engine.gradcheck import gradcheck, gradgradcheck
 from tinyvit.engine.primitive import Primitive, primitive
 from tinyvit.engine.random import seed
+from tinyvit.engine.recompute import checkpoint
 from tinyvit.engine.tape import TapeError, enable_grad, no_grad
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Primitive",
     "TapeError",
     "Tensor",
+    "checkpoint",
     "enable_grad",
     "gpu_available",
     "grad",

@@ -126,21 +126,30 @@ _LINEAR_BIAS = Code("tinyvit.engine.ops.nn:linear", "bias")
 _SUMMED = Code("tinyvit.engine.tape:unbroadcast", lines=("return",))  # the sum over what was broadcast
 _BIAS = (_LINEAR_BIAS, _SUMMED)
 _RELU_X = Code("tinyvit.engine.ops.nn:relu", "x")
+_SOFTMAX = Code("tinyvit.engine.backend:Namespace.softmax")
 _SOFTMAX_X = Code("tinyvit.engine.ops.nn:softmax", "x")
 _QKV = (
-    Code("tinyvit.layers.encoder:MultiHeadSelfAttention.queries_keys_values", lines=("packed =", "return")),
+    Code("tinyvit.layers.encoder:MultiHeadSelfAttention.queries_keys_values"),
+    Code("tinyvit.engine.ops.nn:heads_of"),
     _LINEAR,
 )
-_SPLIT_X = Code("tinyvit.engine.ops.shapes:split", "x")
 
 
 def _attention(rule: str = "", *lines: str) -> Code:
     return Code("tinyvit.engine.ops.nn:scaled_dot_product_attention", rule, lines)
 
 
+def _all_heads(rule: str = "", *lines: str) -> Code:
+    return Code("tinyvit.engine.ops.nn:multi_head_attention", rule, lines)
+
+
 def _norm(rule: str = "", *lines: str) -> Code:
     return Code("tinyvit.engine.ops.nn:layer_norm", rule, lines)
 
+
+_PACKED = _all_heads("qkv", "return"), Code("tinyvit.engine.ops.indexing:_getitem", "x")  # Q, K and V were cut out
+_OF_EACH_HEAD = _all_heads("qkv", "parts =")
+_STANDARDIZED = Code("tinyvit.engine.ops.nn:_standardized")
 
 # -------------------------------------------------------------------------------------------------------- the tutorial
 
@@ -261,7 +270,9 @@ EQUATIONS: tuple[Equation, ...] = (
         (2, 12, 13),
         (
             Code("tinyvit.engine.ops.nn:attention_weights"),
-            _attention("", "a "),
+            _SOFTMAX,
+            _attention("", "return"),
+            _all_heads("", "q, k, v =", "heads ="),
         ),
     ),
     Equation(
@@ -271,7 +282,7 @@ EQUATIONS: tuple[Equation, ...] = (
         r"O = A \cdot V",
         r"O_n = \sum_m A_{nm} V_m, \quad O_n \text{ and } V_m \text{ rows of } O \text{ and } V",
         (2,),
-        (_attention("", "return"),),
+        (_attention("", "return"), _all_heads("", "q, k, v =", "heads =")),
     ),
     Equation(
         "15",
@@ -282,6 +293,7 @@ EQUATIONS: tuple[Equation, ...] = (
         (2, 19),
         (
             Code("tinyvit.layers.encoder:MultiHeadSelfAttention.forward", lines=("concatenated =", "return")),
+            _all_heads("", "return"),
             Code("tinyvit.engine.ops.shapes:swapaxes"),
             _LINEAR,
         ),
@@ -295,7 +307,7 @@ EQUATIONS: tuple[Equation, ...] = (
         r"\frac{\partial L}{\partial X} = \frac{\partial L}{\partial Q} \cdot W_Q + "
         r"\frac{\partial L}{\partial K} \cdot W_K + \frac{\partial L}{\partial V} \cdot W_V",
         (2, 13, 14),
-        (_LINEAR_X, _SPLIT_X),
+        (_LINEAR_X, *_PACKED),
     ),
     *(
         Equation(
@@ -306,7 +318,7 @@ EQUATIONS: tuple[Equation, ...] = (
             rf"\frac{{\partial L}}{{\partial W_{letter}}} = "
             rf"\sum_b \left(\frac{{\partial L}}{{\partial {letter}^b}}\right)^T \cdot X^b",
             (2, 11),
-            (_LINEAR_WEIGHT, _SPLIT_X),
+            (_LINEAR_WEIGHT, *_PACKED),
         )
         for number, title, letter in (("17", "queries'", "Q"), ("18", "keys'", "K"), ("19", "values'", "V"))
     ),
@@ -386,6 +398,7 @@ EQUATIONS: tuple[Equation, ...] = (
             Code("tinyvit.layers.encoder:ClassificationHead.probabilities"),
             _LINEAR,
             Code("tinyvit.engine.ops.nn:softmax"),
+            _SOFTMAX,
         ),
     ),
     Equation(
@@ -528,6 +541,7 @@ EQUATIONS: tuple[Equation, ...] = (
         (14,),
         (
             _LINEAR_X,
+            _all_heads("qkv", "heads ="),
             Code("tinyvit.engine.ops.shapes:reshape", "x"),
             Code("tinyvit.engine.ops.shapes:swapaxes", "x"),
         ),
@@ -558,7 +572,7 @@ EQUATIONS: tuple[Equation, ...] = (
         None,
         r"\frac{\partial L}{\partial V} = A^T \cdot \frac{\partial L}{\partial O}",
         (14,),
-        (_attention("v", "gv ="), Code("tinyvit.engine.ops.linalg:_matmul", "b")),
+        (_attention("v", "gv ="), _OF_EACH_HEAD, Code("tinyvit.engine.ops.linalg:_matmul", "b")),
     ),
     Equation(
         "S8",
@@ -567,7 +581,7 @@ EQUATIONS: tuple[Equation, ...] = (
         None,
         r"\frac{\partial L}{\partial A} = \frac{\partial L}{\partial O} \cdot V^T",
         (14,),
-        (_attention("q", "gs ="), Code("tinyvit.engine.ops.linalg:_matmul", "a")),
+        (_attention("q", "ga ="), _OF_EACH_HEAD, Code("tinyvit.engine.ops.linalg:_matmul", "a")),
     ),
     Equation(
         "S9",
@@ -577,7 +591,7 @@ EQUATIONS: tuple[Equation, ...] = (
         r"\frac{\partial L}{\partial S_{nm}} = A_{nm} \left(\frac{\partial L}{\partial A_{nm}} - "
         r"\sum_{m'} \frac{\partial L}{\partial A_{nm'}} A_{nm'}\right), \quad S = \frac{Q \cdot K^T}{\sqrt{d_k}}",
         (14,),
-        (_attention("q", "gs -=", "gs *= a"), _SOFTMAX_X),
+        (_attention("q", "gs ="), _OF_EACH_HEAD, _SOFTMAX_X),
     ),
     Equation(
         "S10",
@@ -586,7 +600,7 @@ EQUATIONS: tuple[Equation, ...] = (
         None,
         r"\frac{\partial L}{\partial Q} = \frac{1}{\sqrt{d_k}} \frac{\partial L}{\partial S} \cdot K",
         (14,),
-        (_attention("q", "gs *= _scale", "return"),),
+        (_attention("q", "gs =", "return"), _OF_EACH_HEAD),
     ),
     Equation(
         "S11",
@@ -596,7 +610,7 @@ EQUATIONS: tuple[Equation, ...] = (
         r"\frac{\partial L}{\partial K} = "
         r"\frac{1}{\sqrt{d_k}} \left(\frac{\partial L}{\partial S}\right)^T \cdot Q",
         (14,),
-        (_attention("k", "gs *= _scale", "return"),),
+        (_attention("k", "gs =", "return"), _OF_EACH_HEAD),
     ),
     Equation(
         "S12",
@@ -635,7 +649,8 @@ EQUATIONS: tuple[Equation, ...] = (
         (17,),
         (
             Code("tinyvit.layers.basic:LayerNorm.forward"),
-            _norm("", "mean =", "normed", "scale =", "return"),
+            _norm("", "normed", "return"),
+            _STANDARDIZED,
         ),
     ),
     Equation(
@@ -647,7 +662,7 @@ EQUATIONS: tuple[Equation, ...] = (
         r"\hat{x} \, \frac{1}{D} \sum_i g_i \hat{x}_i\right), "
         r"\quad g = \gamma \odot \frac{\partial L}{\partial y}",
         (17,),
-        (_norm("x", "normed =", "g =", "gx =", "return"),),
+        (_norm("x", "n, scale =", "g =", "gx =", "return"), _STANDARDIZED),
     ),
     Equation(
         "S17",
@@ -656,7 +671,7 @@ EQUATIONS: tuple[Equation, ...] = (
         None,
         r"\frac{\partial L}{\partial \gamma} = \sum_{b,n} \frac{\partial L}{\partial y_n^b} \odot \hat{x}_n^b",
         (17,),
-        (_norm("weight", "normed =", "return"), _SUMMED),
+        (_norm("weight", "n, scale =", "return"), _SUMMED),
     ),
     Equation(
         "S18",
@@ -715,7 +730,7 @@ EQUATIONS: tuple[Equation, ...] = (
         r"\quad \Phi'(x) = \frac{e^{-x^2 / 2}}{\sqrt{2 \pi}}",
         (20,),
         (
-            Code("tinyvit.engine.ops.nn:gelu", "x", ("slope",)),
+            Code("tinyvit.engine.ops.nn:gelu", "x"),
             Code("tinyvit.engine.ops.nn:_gelu_gate_slope", lines=("return F.exp",)),
         ),
     ),
@@ -738,6 +753,7 @@ EQUATIONS: tuple[Equation, ...] = (
         (5,),
         (
             Code("tinyvit.engine.ops.nn:_cross_entropy"),
+            Code("tinyvit.engine.ops.nn:_log_softmax"),
             Code("tinyvit.engine.ops.reductions:mean"),
         ),
     ),

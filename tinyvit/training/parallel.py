@@ -23,6 +23,7 @@ from threadpoolctl import ThreadpoolController
 
 from tinyvit.engine import TapeError, Tensor, random, tape
 from tinyvit.engine.backend import namespace_of
+from tinyvit.engine.kernels.memory import keep_freed_memory
 from tinyvit.engine.tape import Leaf, Node
 from tinyvit.engine.tensor import gather, plain
 
@@ -209,6 +210,7 @@ def in_workers(function: Callable[[T], R], items: Sequence[T], workers: int | No
     workers = min(default_workers() if workers is None else workers, len(items))
     if workers < 1:
         raise ValueError(f"workers is {workers}; it must be at least 1")
+    keep_freed_memory()
     with one_blas_thread():
         if workers == 1:
             return [function(item) for item in items]

@@ -40,7 +40,7 @@ from tinyvit.vit import ViT, ViTConfig
 
 KEPT_CHECKPOINTS = 2
 EVALUATION_BATCH = 256
-_MAY_CHANGE = {"epochs", "warmup_epochs", "checkpoint_epochs"}  # on resuming
+_MAY_CHANGE = {"epochs", "warmup_epochs", "checkpoint_epochs", "checkpoint"}  # on resuming
 
 
 class Run:

@@ -30,7 +30,7 @@ def _rows(x: Any) -> Any:
 
 def _linear(x: Any, weight: Any, bias: Any) -> tuple[Any, Residue] | None:
     arrays = (x, weight) if bias is None else (x, weight, bias)
-    if not _suit(*arrays) or x.shape[-1:] != weight.shape[1:] or weight.shape[:1] != arrays[-1].shape[:1]:
+    if not _suit(*arrays) or x.shape[-1:] != weight.shape[1:] or (bias is not None and bias.shape != weight.shape[:1]):
         return None
     y = np.matmul(_rows(x), weight.T)
     if bias is not None:
@@ -155,9 +155,9 @@ def _side_by_side(y: Any, num_heads: int) -> Any:
 
 
 def _adamw(p: Any, g: Any, m: Any, v: Any, *numbers: float) -> bool | None:
-    if not _suit(p, g, m, v):
+    if not _suit(p, g, m, v) or not p.shape == g.shape == m.shape == v.shape:
         return None
-    loops.adamw(p, g, m, v, *numbers, 1.0)
+    loops.adamw(*(a.reshape(-1) for a in (p, g, m, v)), *numbers, 1.0)
     return True
 
 
@@ -166,9 +166,9 @@ def _square_sum(x: Any) -> Any:
 
 
 def _ema(shadow: Any, p: Any, share: float) -> bool | None:
-    if not _suit(shadow, p):
+    if not _suit(shadow, p) or shadow.shape != p.shape:
         return None
-    loops.ema(shadow, p, share)
+    loops.ema(shadow.reshape(-1), p.reshape(-1), share)
     return True
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import tinyvit as tv
+from tinyvit.engine import kernels
 from tinyvit.engine.differences import NotAnalyticError
 from tinyvit.engine.findings import Finding, compare, findings, gradient_of, recorded_findings
 from tinyvit.study.audit.layers import LayerSample
@@ -51,7 +52,7 @@ def second_order(sample: AnySample, device: str) -> list[Finding]:
 
 
 def recorded_sweep(sample: AnySample, device: str) -> list[Finding]:
-    """An ordinary sweep beside a recorded one: a fused op's own rule beside its twin's."""
+    """An ordinary sweep beside a recorded one: a kernel beside the rule, or a fused op's own rule beside its twin's."""
     return recorded_findings(*gradient_of(*sample.prepare(device)))
 
 
@@ -123,31 +124,57 @@ def determinism(sample: AnySample, device: str) -> list[Finding]:
 
 
 def twin(dtype: Any, tolerance: float) -> Callable[[AnySample, str], list[Finding]]:
-    """A fused op beside its readable twin, in value and gradient."""
+    """A fused op beside the record of its readable twin's elementary ops, in value and gradient."""
 
     def method(sample: AnySample, device: str) -> list[Finding]:
         f, inputs = sample.prepare(device, dtype)
-        values, gradients = _pull(f, inputs)
+        if not any(node.op.twin for node in _nodes(f(*inputs))):
+            raise NotMeant("nothing fused in it")
+        found = _pull(f, inputs)
         with tv.unfused():
             expected = _pull(f, inputs)
-        if not _uses_fused(f, inputs):
-            raise NotMeant("nothing fused in it")
-        return _beside(f"twin {np.dtype(dtype)}", (values, gradients), expected, tolerance)
+        return _beside(f"twin {np.dtype(dtype)}", found, expected, tolerance)
 
     method.__doc__ = twin.__doc__
     return method
 
 
-def _uses_fused(f: Callable[..., list[tv.Tensor]], inputs: Sequence[tv.Tensor]) -> bool:
-    seen, stack = set(), [y.node for y in f(*inputs)]
+def by_kernels(dtype: Any, tolerance: float) -> Callable[[AnySample, str], list[Finding]]:
+    """A fused op as its kernel computes it beside its own array code, in value and gradient."""
+
+    def method(sample: AnySample, device: str) -> list[Finding]:
+        f, inputs = sample.prepare(device, dtype)
+        nodes = _nodes(f(*inputs))
+        if not any(node.op.fused for node in nodes):
+            raise NotMeant("nothing fused in it")
+        if not any(node.kernel for node in nodes):
+            raise NotChecked(_why_without_a_kernel(device))
+        found = _pull(f, inputs)
+        with kernels.switched(False):
+            expected = _pull(f, inputs)
+        return _beside(f"kernels {np.dtype(dtype)}", found, expected, tolerance)
+
+    method.__doc__ = by_kernels.__doc__
+    return method
+
+
+def _why_without_a_kernel(device: str) -> str:
+    if device == "cpu" and not kernels.available():
+        return "Numba is not installed, which the CPU's kernels need"
+    if device == "cpu" and not kernels.in_use():
+        return "the kernels are switched off"
+    return "no kernel suits it"
+
+
+def _nodes(outputs: Sequence[tv.Tensor]) -> list[Any]:
+    """The ops on the tape that results were computed by."""
+    seen, stack = set(), [y.node for y in outputs]
     while stack:
         node = stack.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            if node.op is not None and node.op.twin:
-                return True
             stack.extend(node.parents)
-    return False
+    return [node for node in seen if node.op is not None]
 
 
 def narrow(dtype: Any, tolerance: float) -> Callable[[AnySample, str], list[Finding]]:
@@ -207,6 +234,8 @@ METHODS: dict[str, Callable[[AnySample, str], list[Finding]]] = {
     "twin float64": twin(np.float64, EXACT),
     "twin float32": twin(np.float32, 1e-5),
     "twin float16": twin(np.float16, 2e-2),
+    "kernels float64": by_kernels(np.float64, 1e-10),
+    "kernels float32": by_kernels(np.float32, 1e-5),
     "float32": narrow(np.float32, 2e-5),
     "float16": narrow(np.float16, 3e-2),
     "backends": backends,

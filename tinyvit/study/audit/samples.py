@@ -365,6 +365,16 @@ sample("scaled_dot_product_attention", (3, 2), (3, 2), case="q is k",
        f=lambda F, q, v: F.scaled_dot_product_attention(q, q, v))  # fmt: skip
 sample("scaled_dot_product_attention", (3, 2), case="q is k is v",
        f=lambda F, x: F.scaled_dot_product_attention(x, x, x))  # fmt: skip
+for qkv, num_heads in [((2, 3, 6), 1), ((2, 3, 12), 2), ((1, 2, 9), 3), ((2, 1, 12), 2), ((0, 2, 6), 2)]:
+    sample("multi_head_attention", qkv, num_heads=num_heads)
+sample("multi_head_attention", (2, 2, 4), case="q is k is v, 2 heads",
+       f=lambda F, x: F.multi_head_attention(F.concatenate([x, x, x], -1), 2))  # fmt: skip
+sample(
+    "multi_head_attention",
+    (1, 3, 4),
+    case="q, k and v made of one another, 2 heads",
+    f=lambda F, x: F.multi_head_attention(F.concatenate([x, F.tanh(x), x * x], -1), 2),
+)
 CLASSES, SOFT = given([2, 0], int), given([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0]])
 for reduction in ["mean", "sum", "none"]:
     for smoothing in [0.0, 0.1]:
@@ -394,6 +404,7 @@ sample("einsum", (2, 3, 17, 8), (2, 3, 17, 8), f=lambda F, q, k: F.einsum("bhnd,
 sample("linear", (4, 17, 48), (96, 48), (96,))
 sample("layer_norm", (4, 17, 48), (48,), (48,))
 sample("scaled_dot_product_attention", (2, 3, 17, 16), (2, 3, 17, 16), (2, 3, 17, 16))
+sample("multi_head_attention", (2, 17, 144), num_heads=3)
 sample("cross_entropy", (16, 100), given(np.arange(0, 96, 6), int), label_smoothing=0.1, reduction="none")
 sample("transpose", (2, 17, 3, 16), axes=(0, 2, 1, 3))
 sample("concatenate", (4, 1, 48), (4, 16, 48), f=lambda F, a, b: F.concatenate([a, b], axis=1), case="a class token")
@@ -437,6 +448,7 @@ WITHOUT = {
     ("linear", "0-d"): AXES,
     ("log_softmax", "0-d"): AXES,
     ("matmul", "0-d"): "refuses numbers, as NumPy does",
+    ("multi_head_attention", "0-d"): "needs three axes",
     ("scaled_dot_product_attention", "0-d"): "needs two axes",
     ("softmax", "0-d"): AXES,
     ("split", "0-d"): "cuts along an axis",
