@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tinyvit as tv
+from tinyvit.engine import kernels
 from tinyvit.layers import Parameter
 from tinyvit.training.ema import EMA
 from tinyvit.training.optim import OPTIMIZERS, SGD, Adam, AdamW, clip_grad_norm
@@ -465,3 +466,65 @@ def test_half_precision_weights_are_averaged_in_float32():
 def test_a_decay_outside_its_range_is_refused(decay):
     with pytest.raises(ValueError, match="decay"):
         EMA([("w", tv.tensor([1.0], requires_grad=True))], decay)
+
+
+# --------------------------------------------------------------------------------------------------- flat buffers
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS.values(), ids=list(OPTIMIZERS))
+@pytest.mark.parametrize("on", [True, False], ids=["kernels", "no kernels"])
+def test_gradients_in_the_flat_buffer_and_elsewhere_give_the_same_bits(kind, on):
+    found = []
+    with kernels.switched(on):
+        for side_by_side in (True, False):
+            parameters = leaves(0, np.float32)
+            optimizer = kind(parameters.items(), lr=0.1, weight_decay=0.1)
+            for step in range(3):
+                gradients = arrays(step)
+                for name, p in parameters.items():
+                    p.grad = None
+                    if side_by_side:
+                        p.backward(gradients[name].astype(np.float32))
+                        assert np.shares_memory(p.grad.data, optimizer.gradients[0])
+                    else:
+                        p.grad = tv.tensor(gradients[name].astype(np.float32))
+                optimizer.step()
+            found.append({name: p.numpy().tobytes() for name, p in parameters.items()})
+    assert found[0] == found[1]
+
+
+def test_parameters_of_several_dtypes_are_stepped_each_in_its_own():
+    parameters = {f"{name}{d}": p for d in (np.float32, np.float64) for name, p in leaves(0, d).items()}
+    optimizer = AdamW(parameters.items(), lr=0.1)
+    assert [g.dtype for g in optimizer.gradients] == [np.float32, np.float64]
+    for p in parameters.values():
+        p.backward(np.ones(p.shape, p.dtype))
+    optimizer.step()
+    for name, p in leaves(0, np.float64).items():
+        expected = parameters[f"{name}{np.float64}"].numpy()
+        np.testing.assert_allclose(parameters[f"{name}{np.float32}"].numpy(), expected, rtol=1e-5)
+        assert not np.array_equal(expected, p.numpy())
+
+
+def test_an_array_put_in_a_parameters_place_is_stepped_and_taken_into_the_buffer():
+    w = tv.tensor(np.ones(3, np.float32), requires_grad=True)
+    optimizer = SGD([w], lr=0.5)
+    w.data = np.full(3, 7.0, np.float32)
+    w.backward(np.ones(3, np.float32))
+    optimizer.step()
+    np.testing.assert_array_equal(w.numpy(), [6.5, 6.5, 6.5])
+
+
+def test_the_norm_of_many_gradients_does_not_depend_on_where_they_lie():
+    parameters = leaves(0, np.float32)
+    AdamW(parameters.items())
+    for name, p in parameters.items():
+        p.backward(arrays(1)[name].astype(np.float32))
+    expected = math.sqrt(sum((p.grad.numpy().astype(float) ** 2).sum() for p in parameters.values()))
+    assert clip_grad_norm(parameters.values(), 0.5) == pytest.approx(expected, rel=1e-6)
+    after = math.sqrt(sum((p.grad.numpy().astype(float) ** 2).sum() for p in parameters.values()))
+    assert after == pytest.approx(0.5, rel=1e-5)
+    strided = tv.tensor(np.ones((4, 3)), requires_grad=True)
+    strided.grad = tv.tensor(np.arange(12.0).reshape(3, 4).T)
+    clip_grad_norm([strided], 1.0)
+    assert np.linalg.norm(strided.grad.numpy()) == pytest.approx(1.0, rel=1e-6)

@@ -1,8 +1,8 @@
 """The calculus: arrays, the tape, the Tensor, the ops with their backward rules, and the judge of them all.
 
 In reading order: `backend` (NumPy or CuPy), `tape` (nodes and the sweep), `tensor` (an array with a place on the
-tape), `primitive` (what an op is), `ops/` (the ops, each beside its rule), `recompute` (memory for time), and the judge:
-`differences`, `findings`, `gradcheck`. `kernels/` makes some ops fast, and may be left out.
+tape), `primitive` (what an op is), `ops/` (the ops, each beside its rule), `recompute` (memory for time), and the
+judge: `differences`, `findings`, `gradcheck`. `kernels/` makes some ops fast; it may be left out.
 """
 
 from tinyvit.engine.tensor import Tensor, grad, tensor, unfused  # isort: skip -- first: ops and Tensor need each other

@@ -478,7 +478,7 @@ def gather(leaf: Any, gradient: Any, owned: bool) -> None:
             gradient = gradient if owned else gradient * 1
             leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
         elif leaf.grad is None:
-            leaf.grad = Tensor(gradient if owned else _copied(leaf, gradient))
+            leaf.grad = Tensor(_settled(leaf, gradient, owned))
         elif leaf.grad.node is None:
             leaf.grad.data += gradient
             leaf.grad.bump_version()
@@ -486,10 +486,13 @@ def gather(leaf: Any, gradient: Any, owned: bool) -> None:
             leaf.grad = Tensor(leaf.grad.data + gradient)
 
 
-def _copied(leaf: Any, gradient: Any) -> Any:
+def _settled(leaf: Any, gradient: Any, owned: bool) -> Any:
+    """A leaf's first gradient, in its place where it has one."""
+    if leaf.lent is not None and leaf.lent() is gradient:
+        return gradient
     place = leaf.place()
     if place is None:
-        return gradient.copy()
+        return gradient if owned else gradient.copy()
     place[...] = gradient
     return place
 

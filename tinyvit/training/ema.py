@@ -10,7 +10,7 @@ import numpy as np
 
 from tinyvit.engine import Tensor, kernels
 from tinyvit.engine.backend import namespace_of
-from tinyvit.training.flat import Flat, Layout, stretches, tiles
+from tinyvit.training.flat import Flat, Layout, merged, stretches, tiles
 from tinyvit.training.optim import check_entries, named, overwrite, require, to_host
 from tinyvit.training.parallel import in_workers
 
@@ -69,12 +69,12 @@ class EMA:
         self._refuse_in_use("update()")
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         work = [
-            (shadow[part], data[part])
+            part
             for flat, group in zip(self._flats, self._groups, strict=True)
-            for shadow, data in _beside(flat, [p.data for p in group])
-            for part in stretches(namespace_of(shadow), shadow.size)
+            for pair in _beside(flat, [p.data for p in group])
+            for part in stretches(*pair)
         ]
-        in_workers(lambda pair: _draw(*pair, 1 - decay), work)
+        in_workers(lambda pair: _draw(pair, 1 - decay), work, workers=1 if len(work) < 4 else None)
         self.updates += 1
 
     @contextmanager
@@ -128,23 +128,15 @@ class EMA:
 
 def _beside(flat: Flat, arrays: list[Any]) -> list[tuple[Any, Any]]:
     """Pairs (averages, parameters) of one axis: a single pair where the parameters lie in a flat buffer too."""
-    whole = arrays[0].base
-    if whole is not None and whole.shape == flat.whole.shape:
-        first = _address(whole)
-        if all(
-            array.base is whole and _address(array) == first + span.start * whole.itemsize
-            for array, span in zip(arrays, flat.spans, strict=True)
-        ):
-            return [(flat.whole, whole)]
+    joined = merged(arrays)
+    if len(joined) == 1:
+        return [(flat.whole, joined[0])]
     return [(part.reshape(-1), array.reshape(-1)) for part, array in zip(flat.parts, arrays, strict=True)]
 
 
-def _address(array: Any) -> int:
-    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
-
-
-def _draw(shadow: Any, p: Any, share: float) -> None:
+def _draw(pair: tuple[Any, Any], share: float) -> None:
     """shadow ← shadow + share · (p − shadow)."""
+    shadow, p = pair
     xp = namespace_of(shadow)
     fused = kernels.find("ema", xp.device)
     if fused and fused.forward(shadow, p, share):

@@ -66,12 +66,42 @@ def decays(p: Tensor) -> bool:
     return bool(getattr(p, "decay", p.ndim > 1))
 
 
+def merged(arrays: Sequence[Any]) -> list[Any]:
+    """Return the same numbers as fewer arrays of one axis: neighbours in one flat buffer, in this order, become one.
+
+    They are views, unless an array is not C-contiguous.
+
+    >>> import numpy as np
+    >>> whole = np.arange(6)
+    >>> merged([whole[:2], whole[2:4].reshape(2, 1), whole[5:], np.zeros(1)])
+    [array([0, 1, 2, 3]), array([5]), array([0.])]
+    """
+    runs: list[tuple[Any, int, int]] = []  # (flat buffer, start, stop)
+    for array in arrays:
+        whole = array.base
+        if whole is None or whole.ndim != 1 or whole.dtype != array.dtype or not array.flags.c_contiguous:
+            whole = array.reshape(-1)
+        start = (address(array) - address(whole)) // whole.itemsize if whole is array.base else 0
+        stop = start + array.size
+        if runs and runs[-1][0] is whole and runs[-1][2] == start:
+            start = runs.pop()[1]
+        runs.append((whole, start, stop))
+    return [whole[start:stop] for whole, start, stop in runs]
+
+
+def address(array: Any) -> int:
+    """Where an array's first number lies in memory."""
+    on_gpu = hasattr(array, "device") and not hasattr(array, "__array_interface__")
+    return int(array.data.ptr if on_gpu else array.__array_interface__["data"][0])
+
+
 def tiles(xp: Namespace, size: int, length: int = TILE) -> Iterator[slice]:
     """Cut so many numbers into what is worked on at a time: tiles on a CPU, all at once on a GPU."""
     length = length if xp.device == "cpu" else max(size, 1)
     return (slice(start, min(start + length, size)) for start in range(0, size, length))
 
 
-def stretches(xp: Namespace, size: int) -> Iterator[slice]:
-    """Cut so many numbers into what a worker takes at a time."""
-    return tiles(xp, size, STRETCH)
+def stretches(*arrays: Any) -> list[Any]:
+    """Cut arrays of one axis and length, side by side, into what a worker takes at a time."""
+    xp = namespace_of(*arrays)
+    return [tuple(array[part] for array in arrays) for part in tiles(xp, arrays[0].size, STRETCH)]

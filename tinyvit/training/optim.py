@@ -18,7 +18,7 @@ import numpy as np
 from tinyvit.engine import Tensor, kernels
 from tinyvit.engine.backend import namespace_of, to_device
 from tinyvit.engine.tape import Leaf
-from tinyvit.training.flat import Layout, decays, stretches, tiles
+from tinyvit.training.flat import Layout, address, decays, merged, stretches, tiles
 from tinyvit.training.parallel import in_workers
 
 Parameters: TypeAlias = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
@@ -92,7 +92,7 @@ class Optimizer:
         for p in self.parameters:
             if p.grad is not None:
                 p.bump_version()
-        in_workers(self._update, work)
+        in_workers(self._update, work, workers=1 if len(work) < 4 else None)  # a thread is woken for much work only
 
     def _take_back(self, i: int, p: Tensor) -> None:
         """A parameter that was given another array lies in the flat buffer again."""
@@ -129,12 +129,11 @@ class Optimizer:
         data = self._data[group].whole[run.span]
         gradients = self._gradients[group].whole[run.span] if run.elsewhere is None else run.elsewhere
         state = [flats[group].whole[run.span] for flats in self._slots.values()]
-        xp = namespace_of(data)
-        for part in stretches(xp, data.size):
-            yield xp, data[part], gradients[part], [array[part] for array in state], run.step, run.decay
+        return ((arrays, run.step, run.decay) for arrays in stretches(data, gradients, *state))
 
     def _update(self, part: tuple[Any, ...]) -> None:
-        xp, p, g, state, step, decay = part
+        (p, g, *state), step, decay = part
+        xp = namespace_of(p)
         for tile in tiles(xp, p.size):
             self.update(xp, p[tile], g[tile], [array[tile] for array in state], step, decay)
 
@@ -356,7 +355,7 @@ def clip_grad_norm(parameters: Parameters, max_norm: float | None) -> Any:
         g ← g · min(1, max_norm / (‖g‖ + 1e-6)),    ‖g‖ = √(Σ over all parameters and elements g²)
 
     Nothing waits for the GPU: on a GPU the factor is computed there, and so is the norm that is returned. The
-    squares are summed in float64, parameter by parameter, in an order that does not depend on the number of threads.
+    squares are summed in float64, in an order that does not depend on the number of threads.
 
     Args:
         parameters: as for `Optimizer`, all on one device; those whose `grad` is None count as zero.
@@ -388,16 +387,21 @@ def clip_grad_norm(parameters: Parameters, max_norm: float | None) -> Any:
     if not gradients:
         return np.float64(0.0)
     xp = namespace_of(*[g.data for g in gradients])
+    dense = sorted((g.data for g in gradients if g.data.flags.c_contiguous), key=address)
+    work = [part for run in merged(dense) for (part,) in stretches(run)]
+    work += [g.data for g in gradients if not g.data.flags.c_contiguous]
+    workers = 1 if len(work) < 4 else None  # a thread is woken for much work only
 
-    def scaled(g: Tensor) -> None:
-        g.data *= scale.astype(g.dtype)
-        g.bump_version()
+    def scaled(part: Any) -> None:
+        part *= scale.astype(part.dtype)
 
     with np.errstate(over="ignore", invalid="ignore"):  # the norm itself reports it
-        norm = xp.sqrt(sum(in_workers(_square_sum, [g.data for g in gradients])))
+        norm = xp.sqrt(sum(in_workers(_square_sum, work, workers)))
         if max_norm:
             scale = xp.where(xp.isfinite(norm), xp.minimum(max_norm / (norm + 1e-6), 1.0), 1.0)
-            in_workers(scaled, gradients)
+            in_workers(scaled, work, workers)
+            for g in gradients:
+                g.bump_version()
     return norm
 
 

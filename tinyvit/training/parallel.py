@@ -211,15 +211,17 @@ def in_workers(function: Callable[[T], R], items: Sequence[T], workers: int | No
     if workers < 1:
         raise ValueError(f"workers is {workers}; it must be at least 1")
     keep_freed_memory()
-    with one_blas_thread():
-        if workers == 1:
+    if workers == 1 or _thread.is_worker:  # a worker waits for no other, or all might wait
+        with one_blas_thread():
             return [function(item) for item in items]
+    with one_blas_thread():
         twins_in = tape.mode.twins_in
         stop = threading.Event()
 
         def work(item: T) -> R:
             if stop.is_set():
                 raise CancelledError
+            _thread.is_worker = True
             tape.mode.twins_in = twins_in
             try:
                 return function(item)
@@ -236,6 +238,13 @@ def in_workers(function: Callable[[T], R], items: Sequence[T], workers: int | No
         if errors:
             raise errors[0]
         return [f.result() for f in futures]
+
+
+class _Thread(threading.local):
+    is_worker = False
+
+
+_thread = _Thread()
 
 
 @functools.lru_cache
