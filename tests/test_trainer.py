@@ -231,7 +231,16 @@ def test_the_likeliest_classes_come_first_and_equals_in_their_order(k):
 def test_a_loop_of_ones_own_reaches_the_trainers_weights_bit_for_bit(tmp_path, reload):
     split, epochs, lr = part(40), 3, 1e-2
     trainer = trainer_of(
-        model_of(5), split, lr=lr, epochs=epochs, augment=AUGMENT, ema=0.9, seed=5, label_smoothing=0.1, clip_norm=0.5
+        model_of(5),
+        split,
+        lr=lr,
+        epochs=epochs,
+        augment=AUGMENT,
+        ema=0.9,
+        seed=5,
+        label_smoothing=0.1,
+        clip_norm=0.5,
+        shards=3,
     )
     list(trainer.run())
 
@@ -249,7 +258,7 @@ def test_a_loop_of_ones_own_reaches_the_trainers_weights_bit_for_bit(tmp_path, r
                 holder.load_state_dict({k[n:]: v for k, v in arrays.items() if k.startswith(f"{name}.")})
         for images, labels in loader.epoch(epoch):
             optimizer.zero_grad()
-            parallel_backward(lambda x, y, m=model: tv.ops.cross_entropy(m(x), y, 0.1), images, labels)
+            parallel_backward(lambda x, y, m=model: tv.ops.cross_entropy(m(x), y, 0.1), images, labels, shards=3)
             clip_grad_norm(model.parameters(), 0.5)
             optimizer.lr = schedule(step)
             optimizer.step()

@@ -148,7 +148,11 @@ def _add_device(parser: argparse.ArgumentParser, default: str = "auto") -> None:
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--workers", type=_at_least_one, metavar="N", help="threads (one a core); the result does not depend on it"
+        "--workers",
+        type=_at_least_one,
+        default=os.environ.get("TINYVIT_WORKERS"),
+        metavar="N",
+        help="threads (one a core); the result does not depend on it",
     )
 
 

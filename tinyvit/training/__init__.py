@@ -5,7 +5,7 @@ from tinyvit.training.config import Config, ConfigError, DataConfig, TrainingCon
 from tinyvit.training.ema import EMA
 from tinyvit.training.evaluation import evaluate, infer, predict, top_k
 from tinyvit.training.optim import SGD, Adam, AdamW, Optimizer, clip_grad_norm
-from tinyvit.training.parallel import parallel_backward
+from tinyvit.training.parallel import parallel_backward, shards_for
 from tinyvit.training.run import Run, TrainedModel, load_trained
 from tinyvit.training.schedules import constant, cosine, step_decay
 from tinyvit.training.trainer import Interrupted, NonFiniteLossError, Trainer
@@ -36,6 +36,7 @@ __all__ = [
     "parallel_backward",
     "predict",
     "save_checkpoint",
+    "shards_for",
     "step_decay",
     "top_k",
 ]

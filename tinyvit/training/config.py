@@ -63,8 +63,9 @@ class TrainingConfig:
         warmup_epochs: of linear warm-up, before the schedule's own course; at most a tenth of the epochs if not given.
         label_smoothing: share of a target that is spread over all classes.
         clip_norm: largest joint norm of the gradients; 0 for no clipping.
-        shards: parts that a batch is cut into, which worker threads take in turn; 0: eight on a CPU, one on a GPU. The
-            bits of a run depend on it, and not on the number of workers. More shards take less memory.
+        shards: parts that a batch is cut into, which worker threads take in turn; 0: as many as suit the model, at
+            most eight, and one on a GPU. The bits of a run depend on it, and not on the number of workers. More
+            shards take less memory.
         ema: decay of the averaged weights that are evaluated and kept; 0 for none.
         seed: of the weights, the order, the augmentation and dropout.
         checkpoint_epochs: epochs between checkpoints; the newest two are kept.

@@ -10,10 +10,8 @@ import numpy as np
 
 from tinyvit.data import Loader, preprocess
 from tinyvit.engine import no_grad, ops
-from tinyvit.training.parallel import map_shards
+from tinyvit.training.parallel import map_shards, shards_for
 from tinyvit.vit import ViT
-
-IMAGES = 8  # a part of what is evaluated
 
 
 @contextmanager
@@ -34,13 +32,13 @@ def infer(model: ViT, images: Any, workers: int | None = None) -> Any:
     Args:
         model: in evaluation or not, as it stands.
         images: normalised, as the model takes them.
-        workers: threads, see `parallel_backward`. The bits do not depend on it: a part has so many images as keep the
-            arrays between two ops in the cache, and a single image is left to BLAS and its threads.
+        workers: threads, see `parallel_backward`. The bits do not depend on it. A single image is left to BLAS and its
+            threads.
     """
     if len(images) <= 1:
         with no_grad():
             return model(images).numpy()
-    shards = -(-len(images) // IMAGES) if model.device == "cpu" else 1
+    shards = shards_for(model.config, len(images), model.device)
     return np.concatenate(map_shards(lambda part: model(part).numpy(), images, shards=shards, workers=workers))
 
 

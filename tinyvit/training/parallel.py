@@ -26,10 +26,12 @@ from tinyvit.engine.backend import namespace_of
 from tinyvit.engine.kernels.memory import keep_freed_memory
 from tinyvit.engine.tape import Leaf, Node
 from tinyvit.engine.tensor import gather, plain
+from tinyvit.vit import ViTConfig
 
 T = TypeVar("T")
 R = TypeVar("R")
 SHARDS = 8  # of a batch on a CPU, if nobody says otherwise: a constant, so that a run does not depend on the machine
+WORTH = 3e7  # multiply-adds of a layer's forward pass that make a shard worth its own trip through the layers
 
 
 def default_workers() -> int:
@@ -52,7 +54,8 @@ def parallel_backward(
             is called from several threads at once, each with a random generator (`tv.random`) of its own.
         batch: arrays or Tensors of the same length along axis 0, the samples; for instance images and labels.
         shards: how many parts the batch is cut into, at most one a sample; by default 8 on a CPU and 1 on a GPU. The
-            bits of the result depend on it, and on nothing else. More shards take less memory.
+            bits of the result depend on it, and on nothing else. More shards take less memory; a small model is
+            fastest in one (`shards_for` says how many suit a ViT).
         workers: threads; by default TINYVIT_WORKERS, or one a core. On a GPU there is one.
 
     Returns:
@@ -169,6 +172,21 @@ class _Sum:
 def default_shards(device: str) -> int:
     """Return how many shards a batch is cut into if nobody says: a constant of the device, not of its cores."""
     return SHARDS if device == "cpu" else 1
+
+
+def shards_for(config: ViTConfig, batch_size: int, device: str = "cpu") -> int:
+    """Return into how many shards a batch is cut best: as many as are worth it, at most 8; one on a GPU.
+
+    Each shard is a walk through all layers, which costs the same however few images it takes along.
+
+    >>> shards_for(ViTConfig.named("vit_tiny_patch16_224"), 16)
+    8
+    >>> shards_for(ViTConfig(image_size=8, patch_size=4, channels=1, dim=64, num_heads=4), 128)
+    1
+    """
+    tokens = config.num_patches + config.num_prefix_tokens
+    layer = batch_size * tokens * config.dim * (4 * config.dim + 2 * config.mlp_hidden + 2 * tokens)
+    return max(1, min(default_shards(device), batch_size, int(layer / WORTH)))
 
 
 def cut(rows: int, shards: int) -> list[slice]:

@@ -21,7 +21,7 @@ from tinyvit.engine.backend import namespace_of
 from tinyvit.training.ema import EMA
 from tinyvit.training.evaluation import evaluate
 from tinyvit.training.optim import Optimizer, clip_grad_norm
-from tinyvit.training.parallel import default_shards, parallel_backward
+from tinyvit.training.parallel import parallel_backward, shards_for
 from tinyvit.training.schedules import Schedule
 from tinyvit.vit import ViT
 
@@ -48,7 +48,7 @@ class Trainer:
         epochs: passes over the loader.
         validation: batches to evaluate on after each epoch, or None.
         label_smoothing, clip_norm: see `TrainingConfig`.
-        shards: parts that a batch is cut into: see `parallel_backward`.
+        shards: parts that a batch is cut into: see `parallel_backward`; by default what `shards_for` says.
         workers: threads that compute shards; one a core if None. The run does not depend on it.
         ema: averaged weights, evaluated instead of the model's own, or None.
         seed: of dropout and DropPath.
@@ -91,7 +91,7 @@ class Trainer:
         self.model, self.optimizer, self.schedule, self.loader = model, optimizer, schedule, loader
         self.epochs, self.validation, self.ema, self.seed = epochs, validation, ema, seed
         self.label_smoothing, self.clip_norm = label_smoothing, clip_norm
-        self.shards, self.workers = shards or default_shards(model.device), workers
+        self.shards, self.workers = shards or shards_for(model.config, loader.batch_size, model.device), workers
         self.step = self.epoch = self.batch = 0
         self.seconds = 0.0
         self.stop = False

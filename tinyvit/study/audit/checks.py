@@ -145,7 +145,7 @@ def by_kernels(dtype: Any, tolerance: float) -> Callable[[AnySample, str], list[
     def method(sample: AnySample, device: str) -> list[Finding]:
         f, inputs = sample.prepare(device, dtype)
         nodes = _nodes(f(*inputs))
-        if not any(node.op.fused for node in nodes):
+        if not any(getattr(node.op, "fused", False) for node in nodes):
             raise NotMeant("nothing fused in it")
         if not any(node.kernel for node in nodes):
             raise NotChecked(_why_without_a_kernel(device))

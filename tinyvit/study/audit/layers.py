@@ -105,3 +105,7 @@ _add(
     lambda: tv.ViT(tv.ViTConfig(**{**_TINY, "dim": 24, "depth": 2, "register_tokens": 1})),
     3, 1, 4, 4, case="larger, loss", call=_loss,
 )  # fmt: skip
+_add(
+    lambda: tv.ViT(tv.ViTConfig(**{**_TINY, "depth": 2, "dropout": 0.2, "checkpoint": True})),
+    2, 1, 4, 4, case="layers computed again, with dropout, loss", call=_loss,
+)  # fmt: skip
