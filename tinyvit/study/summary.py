@@ -35,15 +35,22 @@ class Row:
     activation_numbers: int = 0
 
 
-def summary(config: ViTConfig) -> list[Row]:
+def summary(config: ViTConfig, kernels: bool = True) -> list[Row]:
     """Return the table for a config, by formula: no weight is made, so that the largest model costs nothing.
 
+    Args:
+        config: of the model.
+        kernels: count what is kept where the CPU's kernels compute, as in training on a CPU with Numba. Without them,
+            on a GPU for instance, the backward rules compute anew each token's mean and scale (LayerNorm) and A.
+
     Source: the tutorial's table of layers. Its formulas leave out biases, LayerNorm, the class token and its
-    position; they are counted here. What is computed and kept follows from the layers and from what their backward
-    rules name (`tinyvit.engine.ops`): with T tokens, hidden width M and h heads, an encoder layer takes
-    4·T·D² + 2·T²·D + 2·T·D·M multiply-adds and keeps (8·D + 4)·T + h·T² + 3·T·M numbers (ReLU: T·M instead of
-    3·T·M). Dropout, attention dropout, DropPath and LayerScale, where the config has them, keep more, which is
-    counted too. The loss is no part of the model: cross-entropy keeps 3·K numbers an image beside these.
+    position; they are counted here. What is computed and kept follows from the layers, and from what their backward
+    rules name (`tinyvit.engine.ops`) and their kernels keep: with T tokens, hidden width M and h heads, an encoder
+    layer takes 4·T·D² + 2·T²·D + 2·T·D·M multiply-adds and keeps (8·D + 4)·T + h·T² + 2·T·M numbers, without kernels
+    8·D·T + 2·T·M (ReLU: T·M instead of 2·T·M). Dropout, attention dropout, DropPath and LayerScale, where the config
+    has them, keep more, which is counted too. With `checkpoint` all layers but the last keep their input alone, T·D,
+    and are computed again when the sweep comes to them. The loss is no part of the model: cross-entropy keeps 2·K
+    numbers an image beside these.
 
     >>> rows = summary(ViTConfig.named("vit_base_patch16_224"))
     >>> sum(row.parameters for row in rows), sum(row.multiply_adds for row in rows)
@@ -51,7 +58,7 @@ def summary(config: ViTConfig) -> list[Row]:
     >>> rows[4].layer, rows[4].activation_numbers
     ('Transformer Blocks × 12: MHSA', 14666256)
     """
-    return [*_embedding_rows(config), *_encoder_rows(config), *_head_rows(config)]
+    return [*_embedding_rows(config), *_encoder_rows(config, kernels), *_head_rows(config, kernels)]
 
 
 def _embedding_rows(c: ViTConfig) -> list[Row]:
@@ -83,8 +90,9 @@ def _position_row(c: ViTConfig, placed: str) -> Row:
     return Row(layer, placed, placed, details, formula, positions * c.dim)
 
 
-def _encoder_rows(c: ViTConfig) -> list[Row]:
+def _encoder_rows(c: ViTConfig, kernels: bool) -> list[Row]:
     T, D, L, M = _num_tokens(c), c.dim, c.depth, c.mlp_hidden
+    whole = min(L, 1) if c.checkpoint else L  # the layers of which everything is kept
     tokens, name = f"{T} × {D}", f"Transformer Blocks × {L}"
     scale, scale_text = (2 * D, " + 2D LayerScale") if c.layer_scale else (0, "")
     attention = (
@@ -92,30 +100,35 @@ def _encoder_rows(c: ViTConfig) -> list[Row]:
         "L·(4D² + 4D)" if c.qkv_bias else "L·(4D² + D)",
         L * (4 * D * D + (4 * D if c.qkv_bias else D)),
         L * (4 * T * D * D + 2 * T * T * D),
-        L * _kept_by_attention(c),
+        whole * _kept_by_attention(c, kernels),
     )
     feed_forward = (
         f"{D} → {M} → {D}, {c.activation}",
         "L·(2·D·M + M + D)",
         L * (2 * D * M + M + D),
         L * 2 * T * D * M,
-        L * _kept_by_feed_forward(c),
+        whole * _kept_by_feed_forward(c),
     )
-    norms = ("2 LayerNorms, residuals", f"L·(4D{scale_text})", L * (4 * D + scale), 0, _kept_by_norms(c))
-    return [
+    kept = _kept_by_norms(c, whole, kernels)
+    norms = ("2 LayerNorms, residuals", f"L·(4D{scale_text})", L * (4 * D + scale), 0, kept)
+    rows = [
         Row(f"{name}: MHSA", tokens, tokens, *attention),
         Row(f"{name}: FFN", tokens, tokens, *feed_forward),
         Row(f"{name}: norms", tokens, tokens, *norms),
     ]
+    if whole < L:
+        details = "checkpoint: of all layers but the last"
+        rows.append(Row(f"{name}: inputs", tokens, tokens, details, "0", 0, 0, (L - whole) * T * D))
+    return rows
 
 
-def _head_rows(c: ViTConfig) -> list[Row]:
+def _head_rows(c: ViTConfig, kernels: bool) -> list[Row]:
     T, D, K = _num_tokens(c), c.dim, c.num_classes
     on_token = c.pool == "cls"
     details = f"linear, on {'the class token' if on_token else 'the mean of the patches'}"
     kept = T * D if on_token else D  # the class token is a view, which keeps all tokens; their mean is an array itself
     return [
-        Row("Final LayerNorm", f"{T} × {D}", f"{T} × {D}", "", "2D", 2 * D, 0, _kept_by_norm(c)),
+        Row("Final LayerNorm", f"{T} × {D}", f"{T} × {D}", "", "2D", 2 * D, 0, _kept_by_norm(c, kernels)),
         Row("Classifier Head", f"{D}", f"{K}", details, "D·K + K", D * K + K, D * K, kept),
     ]
 
@@ -128,12 +141,14 @@ def _num_tokens(c: ViTConfig) -> int:
 # ------------------------------------------------------------- what the tape keeps, in numbers, for one image and layer
 
 
-def _kept_by_attention(c: ViTConfig) -> int:
+def _kept_by_attention(c: ViTConfig, kernels: bool) -> int:
     tokens = _num_tokens(c) * c.dim
     scores = c.num_heads * _num_tokens(c) ** 2
-    kept = 5 * tokens + scores  # the input; Q, K and V, in one array; the heads' results side by side; A
+    kept = 5 * tokens  # the input; Q, K and V, in one array; the heads' results side by side
     if c.attention_dropout:
-        kept += tokens + 2 * scores  # not fused then: the scaled Q; the mask and what it leaves of A
+        kept += tokens + 3 * scores  # not fused then: the scaled Q; A, the mask and what it leaves of A
+    elif kernels:
+        kept += scores  # A
     if c.dropout:
         kept += tokens  # the mask
     return kept
@@ -142,25 +157,25 @@ def _kept_by_attention(c: ViTConfig) -> int:
 def _kept_by_feed_forward(c: ViTConfig) -> int:
     tokens, hidden = _num_tokens(c) * c.dim, _num_tokens(c) * c.mlp_hidden
     relu = c.activation == "relu"
-    kept = tokens + (1 if relu else 3) * hidden  # the input; ReLU's result alone, or gelu's x, Φ(x) and x·Φ(x)
+    kept = tokens + (1 if relu else 2) * hidden  # the input; ReLU's result alone, or gelu's x and x · Φ(x)
     if c.dropout:
         kept += tokens + hidden  # the masks; W₂ needs what the first one leaves of the activation's result
         kept += hidden if relu else 0  # and ReLU needs its result as well, where gelu can do without
     return kept
 
 
-def _kept_by_norms(c: ViTConfig) -> int:
-    """Of all layers, for the first one has no DropPath."""
-    kept = c.depth * 2 * _kept_by_norm(c)
+def _kept_by_norms(c: ViTConfig, whole: int, kernels: bool) -> int:
+    """Of the last `whole` layers; the very first one has no DropPath."""
+    kept = whole * 2 * _kept_by_norm(c, kernels)
     if c.layer_scale:
-        kept += c.depth * 2 * _num_tokens(c) * c.dim  # the branches, before they are scaled
+        kept += whole * 2 * _num_tokens(c) * c.dim  # the branches, before they are scaled
     if c.drop_path:
-        kept += 2 * max(c.depth - 1, 0)  # one number says whether an image takes a branch
+        kept += 2 * min(whole, max(c.depth - 1, 0))  # one number says whether an image takes a branch
     return kept
 
 
-def _kept_by_norm(c: ViTConfig) -> int:
-    return _num_tokens(c) * (c.dim + 2)  # the input, and each token's mean and scale
+def _kept_by_norm(c: ViTConfig, kernels: bool) -> int:
+    return _num_tokens(c) * (c.dim + (2 if kernels else 0))  # the input, and a kernel's mean and scale of each token
 
 
 # -------------------------------------------------------------------------------------------------------------- totals
@@ -178,7 +193,8 @@ def totals(rows: Sequence[Row], batch: int = 1) -> dict[str, int]:
         `batch_multiply_adds` of a forward pass; `batch_activation_bytes`, what the tape keeps between forward and
         backward in float32 (the arrays that live for a moment, the gradients and the optimizer's state come on top).
         A train step, forward and backward, takes about three times the forward's multiply-adds: each product has two
-        gradients, only the image's is not computed.
+        gradients, only the image's is not computed. Q · Kᵀ is computed once more without kernels, and all layers but
+        the last with `checkpoint`: about four times in all.
 
     Raises:
         ValueError: the batch is below 1.
@@ -208,7 +224,7 @@ def _facts(rows: Sequence[Row], batch: int) -> list[tuple[str, str]]:
     parameters = f"{total['parameters']:,}, {_mebibytes(total['parameter_bytes'])} in float32"
     multiply_adds = (
         f"{_short(total['multiply_adds'])} an image, {_short(total['batch_multiply_adds'])} {of_batch}, forward; "
-        "a train step takes about three times that"
+        "a train step takes about three times that, four with checkpoint"
     )
     activations = (
         f"{_short(total['activation_numbers'])} numbers an image, {_mebibytes(total['batch_activation_bytes'])} in "

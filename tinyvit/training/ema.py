@@ -10,7 +10,7 @@ import numpy as np
 
 from tinyvit.engine import Tensor, kernels
 from tinyvit.engine.backend import namespace_of
-from tinyvit.training.flat import Flat, Layout, merged, stretches, tiles
+from tinyvit.training.flat import Flat, Layout, crew, merged, stretches, tiles
 from tinyvit.training.optim import check_entries, named, overwrite, require, to_host
 from tinyvit.training.parallel import in_workers
 
@@ -74,7 +74,7 @@ class EMA:
             for pair in _beside(flat, [p.data for p in group])
             for part in stretches(*pair)
         ]
-        in_workers(lambda pair: _draw(pair, 1 - decay), work, workers=1 if len(work) < 4 else None)
+        in_workers(lambda pair: _draw(pair, 1 - decay), work, crew([shadow for shadow, _ in work]))
         self.updates += 1
 
     @contextmanager

@@ -12,6 +12,7 @@ from tinyvit.engine.backend import Namespace, namespace_of
 
 TILE = 1 << 15  # numbers that a pass of several ufuncs works on at a time on a CPU, so that they stay in the cache
 STRETCH = 1 << 19  # numbers that a worker takes at a time
+WORTH_THREADS = 4  # stretches; for fewer, nobody is woken
 
 
 class Flat:
@@ -79,7 +80,7 @@ def merged(arrays: Sequence[Any]) -> list[Any]:
     runs: list[tuple[Any, int, int]] = []  # (flat buffer, start, stop)
     for array in arrays:
         whole = array.base
-        if whole is None or whole.ndim != 1 or whole.dtype != array.dtype or not array.flags.c_contiguous:
+        if getattr(whole, "ndim", 0) != 1 or whole.dtype != array.dtype or not array.flags.c_contiguous:
             whole = array.reshape(-1)
         start = (address(array) - address(whole)) // whole.itemsize if whole is array.base else 0
         stop = start + array.size
@@ -101,7 +102,13 @@ def tiles(xp: Namespace, size: int, length: int = TILE) -> Iterator[slice]:
     return (slice(start, min(start + length, size)) for start in range(0, size, length))
 
 
-def stretches(*arrays: Any) -> list[Any]:
-    """Cut arrays of one axis and length, side by side, into what a worker takes at a time."""
+def stretches(*arrays: Any) -> list[tuple[Any, ...]]:
+    """Cut arrays of one axis and length alike, into what a worker takes at a time: a part of each."""
     xp = namespace_of(*arrays)
     return [tuple(array[part] for array in arrays) for part in tiles(xp, arrays[0].size, STRETCH)]
+
+
+def crew(work: Sequence[Any]) -> int | None:
+    """Return how many workers such a list of arrays is for: one where there is little to do or on a GPU, else all."""
+    on_cpu = not work or namespace_of(*work[:1]).device == "cpu"
+    return None if on_cpu and len(work) >= WORTH_THREADS else 1

@@ -18,7 +18,7 @@ import numpy as np
 from tinyvit.engine import Tensor, kernels
 from tinyvit.engine.backend import namespace_of, to_device
 from tinyvit.engine.tape import Leaf
-from tinyvit.training.flat import Layout, address, decays, merged, stretches, tiles
+from tinyvit.training.flat import Layout, address, crew, decays, merged, stretches, tiles
 from tinyvit.training.parallel import in_workers
 
 Parameters: TypeAlias = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
@@ -92,7 +92,7 @@ class Optimizer:
         for p in self.parameters:
             if p.grad is not None:
                 p.bump_version()
-        in_workers(self._update, work, workers=1 if len(work) < 4 else None)  # a thread is woken for much work only
+        in_workers(self._update, work, crew([p for (p, *_), _, _ in work]))
 
     def _take_back(self, i: int, p: Tensor) -> None:
         """A parameter that was given another array lies in the flat buffer again."""
@@ -390,7 +390,7 @@ def clip_grad_norm(parameters: Parameters, max_norm: float | None) -> Any:
     dense = sorted((g.data for g in gradients if g.data.flags.c_contiguous), key=address)
     work = [part for run in merged(dense) for (part,) in stretches(run)]
     work += [g.data for g in gradients if not g.data.flags.c_contiguous]
-    workers = 1 if len(work) < 4 else None  # a thread is woken for much work only
+    workers = crew(work)
 
     def scaled(part: Any) -> None:
         part *= scale.astype(part.dtype)

@@ -91,7 +91,8 @@ class Trainer:
         self.model, self.optimizer, self.schedule, self.loader = model, optimizer, schedule, loader
         self.epochs, self.validation, self.ema, self.seed = epochs, validation, ema, seed
         self.label_smoothing, self.clip_norm = label_smoothing, clip_norm
-        self.shards, self.workers = shards or shards_for(model.config, loader.batch_size, model.device), workers
+        self.shards = shards or shards_for(model.config, loader.batch_size, model.device)
+        self.workers = workers if model.device == "cpu" else 1
         self.step = self.epoch = self.batch = 0
         self.seconds = 0.0
         self.stop = False
