@@ -258,7 +258,9 @@ class ViT(Module):
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """What the head reads: (B, prefix + N, D) → (B, D)."""
-        return tokens[:, 0] if self.config.pool == "cls" else tokens[:, self.config.num_prefix_tokens :].mean(axis=1)
+        if self.config.pool == "cls":
+            return tokens[:, 0] * 1  # an array of its own: a view would keep all tokens in memory until the sweep
+        return tokens[:, self.config.num_prefix_tokens :].mean(axis=1)
 
     def _as_images(self, images: Any) -> Tensor:
         weight = self.patch_embed.proj.weight
