@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -69,6 +70,11 @@ def find(name: str, device: str) -> Kernel | None:
 def _load(device: str) -> dict[str, Kernel]:
     if device != "cpu" or not available():
         return {}
-    from tinyvit.engine.kernels import cpu
-
+    try:
+        from tinyvit.engine.kernels import cpu
+    except (
+        RuntimeError
+    ) as error:  # Numba finds no folder to keep what it compiles: neither the package's nor the user's
+        warnings.warn(f"tinyvit computes without kernels: {error} (set NUMBA_CACHE_DIR)", stacklevel=2)
+        return {}
     return cpu.KERNELS

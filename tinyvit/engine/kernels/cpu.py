@@ -75,7 +75,7 @@ def _layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Residu
     if not _suit(x, weight, bias) or not x.shape[-1:] == weight.shape == bias.shape:
         return None
     y, mean, rstd = np.empty_like(x), np.empty(x.shape[:-1], x.dtype), np.empty(x.shape[:-1], x.dtype)
-    loops.layer_norm(_rows(x), weight, bias, eps, _rows(y), mean.reshape(-1), rstd.reshape(-1))
+    loops.layer_norm(_rows(x), weight, bias, float(eps), _rows(y), mean.reshape(-1), rstd.reshape(-1))
     return y, (x, weight, mean, rstd)
 
 
@@ -112,7 +112,7 @@ def _attention(q: Any, k: Any, v: Any, scale: float | None) -> tuple[Any, Residu
         return None
     if q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2] or not k.shape[-2]:
         return None
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     y = np.empty((*q.shape[:-1], v.shape[-1]), q.dtype)
     return y, (q, k, v, _attend(q, k, v, scale, y), scale)
 
@@ -157,7 +157,7 @@ def _side_by_side(y: Any, num_heads: int) -> Any:
 def _adamw(p: Any, g: Any, m: Any, v: Any, *numbers: float) -> bool | None:
     if not _suit(p, g, m, v) or not p.shape == g.shape == m.shape == v.shape:
         return None
-    loops.adamw(*(a.reshape(-1) for a in (p, g, m, v)), *numbers, 1.0)
+    loops.adamw(*(a.reshape(-1) for a in (p, g, m, v)), *map(float, numbers))
     return True
 
 

@@ -1,8 +1,9 @@
 """The loops of the fused CPU kernels: each op in one pass over memory, compiled by Numba at its first call.
 
-Every loop is written once for float32 and float64 and fills the C-contiguous arrays it is given. The arithmetic stays
-in the arrays' dtype: a bare literal would be a float64, and promote a float32 loop to vectors half as long. Only Φ and
-exp differ by dtype: in float32 they are arithmetic that vectorizes, in float64 the C library's functions.
+Every loop is written once for float32 and float64 and fills the C-contiguous arrays it is given. These must not overlap
+those it reads, or the vectorizer's check at run time falls back to one number after the other. The arithmetic stays in
+the arrays' dtype: a bare literal would be a float64, and promote a float32 loop to vectors half as long. Only Φ, exp
+and a row's maximum differ by dtype: in float32 they are arithmetic that vectorizes, in float64 what is at hand.
 
 Importing this file compiles nothing.
 """
@@ -18,16 +19,16 @@ from numba.extending import overload
 from tinyvit.engine.special import DENOMINATOR, NUMERATOR, SATURATED
 
 ROWS = 64
-"""Rows summed one after the other before their sum joins the total: rounding then grows as in a pairwise sum."""
+"""Rows summed in the array's dtype before their sum joins a float64 total: rounding stays as in a pairwise sum."""
 
 # A loop vectorizes only where a sum may be taken in any order (reassoc), a zero division is no exception (error_model)
 # and nothing raises. Neither nnan nor ninf: with them a NaN may come out as a number, and training looks for NaNs.
 loop = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp", "afn"})
-# For the steps of Φ and exp, whose order is their accuracy: reassoc would fold LN2's two parts into one.
-formula = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+# Where the order written matters: reassoc would fold LN2's two parts into one, and make Adam's v of g² + β₂(v − g²).
+as_written = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 
 
-# ---------------------------------------------------------------------------------------------------------- Φ and exp
+# ---------------------------------------------------------------------------------------------- Φ, exp and the maximum
 
 
 def _singles(values: Any) -> tuple[np.float32, ...]:
@@ -47,20 +48,20 @@ LOWEST, HIGHEST = np.float32(-88.0), np.float32(89.0)  # where 2ⁿ below has be
 ROUND = np.float32(1.5 * 2**23 + 127)  # t + ROUND has t rounded, plus float32's exponent bias, in its lowest bits
 
 
-@formula
+@as_written
 def _quintic(c, x):
     """c₀ + c₁x + … + c₅x⁵ by Horner's rule."""
     return ((((c[5] * x + c[4]) * x + c[3]) * x + c[2]) * x + c[1]) * x + c[0]
 
 
-@formula
+@as_written
 def _clamp(x, low, high):
     """x within [low, high]; a NaN, for which no comparison holds, stays a NaN."""
     x = low if x < low else x
     return high if x > high else x
 
 
-@formula
+@as_written
 def _exp_single(x):
     """exp x = 2ⁿ · exp r with x = n ln 2 + r, to 2e-7 of the value; 0 below −87.7 and ∞ above 88.4."""
     x = _clamp(x, LOWEST, HIGHEST)
@@ -71,7 +72,7 @@ def _exp_single(x):
     return _quintic(E, r) * power
 
 
-@formula
+@as_written
 def _normal_single(x):
     """Φ(x), the normal distribution, to 3e-7; 0 and 1 exactly beyond ±EDGE."""
     square = x * x
@@ -80,12 +81,40 @@ def _normal_single(x):
     return ONE if x > EDGE else y
 
 
+@as_written
+def _by_bits(bits):
+    """The bits of a float32 as an integer that is larger where the float32 is, and back again."""
+    return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+@as_written
+def _largest_single(row, scale):
+    """The largest of scale · row, found among integers: a maximum of floats vectorizes only with nnan."""
+    top = np.int32(-(2**31))
+    for j in range(row.size):
+        top = max(top, _by_bits(np.float32(scale * row[j]).view(np.int32)))
+    return np.int32(_by_bits(top)).view(np.float32)
+
+
+@as_written
+def _largest_double(row, scale):
+    """The largest of scale · row; −∞ if there is none."""
+    top = -np.inf
+    for j in range(row.size):
+        top = max(top, scale * row[j])
+    return top
+
+
 def _exp(x):
     """exp x in x's own dtype."""
 
 
 def _normal(x):
     """Φ(x) = ½(1 + erf(x/√2)) in x's own dtype."""
+
+
+def _largest(row, scale):
+    """The largest of scale · row."""
 
 
 @overload(_exp)
@@ -100,43 +129,33 @@ def _normal_of(x):
     return lambda x: 0.5 * (1.0 + math.erf(x * math.sqrt(0.5)))
 
 
-# --------------------------------------------------------------------------------------------------------------- gelu
+@overload(_largest)
+def _largest_of(row, scale):
+    if row.dtype == types.float32:
+        return lambda row, scale: _largest_single(row, scale)
+    return lambda row, scale: _largest_double(row, scale)
 
 
-@loop
-def _gelu_slope(x):
-    """Φ(x) + x · Φ′(x), Φ′(x) = exp(−x²/2)/√(2π)."""
-    one = type(x)
-    return _normal(x) + x * (one(1 / math.sqrt(2 * math.pi)) * _exp(one(-0.5) * x * x))
+# ---------------------------------------------------------------------------------------------------------------- gelu
 
 
 @loop
 def gelu(x, y):
-    """y = x · Φ(x); y may be x."""
-    for i in range(x.size):
+    """y = x · Φ(x)."""
+    for i in range(y.size):
         y[i] = x[i] * _normal(x[i])
 
 
 @loop
 def gelu_backward(x, gy, gx):
-    """gx = gy · (Φ(x) + x · Φ′(x)); gx may be gy."""
-    for i in range(x.size):
-        gx[i] = gy[i] * _gelu_slope(x[i])
-
-
-@loop
-def gelu_both(x, gy, y, gx):
-    """y = x · Φ(x) and gx = gy · (Φ(x) + x · Φ′(x)) in one pass; y may be x, and gx may be gy."""
+    """gx = gy · (Φ(x) + x · Φ′(x)), Φ′(x) = exp(−x²/2)/√(2π)."""
     one = x.dtype.type
-    for i in range(x.size):
-        t = x[i]
-        gate = _normal(t)
-        slope = gate + t * (one(1 / math.sqrt(2 * math.pi)) * _exp(one(-0.5) * t * t))
-        y[i] = t * gate
-        gx[i] = gy[i] * slope
+    peak, minus_half = one(1 / math.sqrt(2 * math.pi)), one(-0.5)
+    for i in range(gx.size):
+        gx[i] = gy[i] * (_normal(x[i]) + x[i] * (peak * _exp(minus_half * x[i] * x[i])))
 
 
-# ------------------------------------------------------------------------------------------------------------ softmax
+# ------------------------------------------------------------------------------------------------------------- softmax
 
 
 @loop
@@ -145,9 +164,7 @@ def softmax(a, scale):
     scale = a.dtype.type(scale)
     for r in range(a.shape[0]):
         row = a[r]
-        top = scale * row[0]
-        for j in range(row.size):
-            top = max(top, scale * row[j])
+        top = _largest(row, scale)
         total = a.dtype.type(0)
         for j in range(row.size):
             row[j] = _exp(scale * row[j] - top)
@@ -170,7 +187,48 @@ def softmax_backward(a, ga, scale):
             g[j] = scale * row[j] * (g[j] - total)
 
 
-# --------------------------------------------------------------------------------------------------------- layer norm
+# ------------------------------------------------------------------------------------------------------ sums of arrays
+
+
+@loop
+def _move(part, total):
+    """total ← total + part, part ← 0."""
+    for d in range(part.size):
+        total[d] += part[d]
+        part[d] = 0
+
+
+@loop
+def sum_rows(x, out):
+    """out = Σᵣ x[r]: (R, D) to (D)."""
+    part, total = np.zeros_like(out), np.zeros(out.size)
+    for r in range(x.shape[0]):
+        for d in range(part.size):
+            part[d] += x[r, d]
+        if r % ROWS == ROWS - 1:
+            _move(part, total)
+    for d in range(out.size):
+        out[d] = total[d] + part[d]
+
+
+@loop
+def add_bias(y, bias):
+    """y ← y + bias, row by row: (R, D), (D)."""
+    for r in range(y.shape[0]):
+        for d in range(bias.size):
+            y[r, d] += bias[d]
+
+
+@loop
+def square_sum(x):
+    """Σ x², as a float64 and summed in float64."""
+    total = 0.0
+    for i in range(x.size):
+        total += np.float64(x[i]) * np.float64(x[i])
+    return total
+
+
+# ---------------------------------------------------------------------------------------------------------- layer norm
 
 
 @loop
@@ -196,98 +254,48 @@ def layer_norm(x, weight, bias, eps, y, mean, rstd):
 
 @loop
 def layer_norm_backward(gy, x, weight, mean, rstd, gx, gweight, gbias):
-    """gx = rstd · (g − mean g − n · mean(g·n)), gweight = Σ gy·n, gbias = Σ gy with g = gy · weight; gx may be gy."""
+    """gx = rstd · (g − mean g − n · mean(g·n)), gweight = Σ gy·n, gbias = Σ gy with g = gy · weight."""
     size = x.dtype.type(x.shape[1])
-    part_weight, part_bias = np.empty_like(gweight), np.empty_like(gbias)
-    gweight[:] = 0
-    gbias[:] = 0
-    for start in range(0, x.shape[0], ROWS):
-        part_weight[:] = 0
-        part_bias[:] = 0
-        for r in range(start, min(start + ROWS, x.shape[0])):
-            row, g, out = x[r], gy[r], gx[r]
-            centre, scale = mean[r], rstd[r]
-            total = x.dtype.type(0)
-            total_normed = x.dtype.type(0)
-            for d in range(row.size):
-                normed = (row[d] - centre) * scale
-                part_weight[d] += g[d] * normed
-                part_bias[d] += g[d]
-                total += g[d] * weight[d]
-                total_normed += g[d] * weight[d] * normed
-            for d in range(row.size):
-                normed = (row[d] - centre) * scale
-                out[d] = scale * (g[d] * weight[d] - total / size - normed * (total_normed / size))
-        for d in range(gweight.size):
-            gweight[d] += part_weight[d]
-            gbias[d] += part_bias[d]
+    part_weight, part_bias = np.zeros_like(gweight), np.zeros_like(gbias)
+    total_weight, total_bias = np.zeros(gweight.size), np.zeros(gbias.size)
+    for r in range(x.shape[0]):
+        row, g, out = x[r], gy[r], gx[r]
+        centre, scale = mean[r], rstd[r]
+        mean_g, mean_gn = x.dtype.type(0), x.dtype.type(0)
+        for d in range(row.size):
+            n = (row[d] - centre) * scale
+            part_weight[d] += g[d] * n
+            part_bias[d] += g[d]
+            mean_g += g[d] * weight[d]
+            mean_gn += g[d] * weight[d] * n
+        mean_g /= size
+        mean_gn /= size
+        for d in range(row.size):
+            out[d] = scale * (g[d] * weight[d] - mean_g - (row[d] - centre) * scale * mean_gn)
+        if r % ROWS == ROWS - 1:
+            _move(part_weight, total_weight)
+            _move(part_bias, total_bias)
+    for d in range(gweight.size):
+        gweight[d] = total_weight[d] + part_weight[d]
+        gbias[d] = total_bias[d] + part_bias[d]
 
 
-# --------------------------------------------------------------------------------------------------- sums of arrays
+# ---------------------------------------------------------------------------------------------------------- parameters
 
 
-@loop
-def sum_rows(x, out):
-    """out = Σᵣ x[r]: (R, D) to (D)."""
-    part = np.empty_like(out)
-    out[:] = 0
-    for start in range(0, x.shape[0], ROWS):
-        part[:] = 0
-        for r in range(start, min(start + ROWS, x.shape[0])):
-            for d in range(part.size):
-                part[d] += x[r, d]
-        for d in range(part.size):
-            out[d] += part[d]
-
-
-@loop
-def add_bias(y, bias):
-    """y ← y + bias, row by row: (R, D), (D)."""
-    for r in range(y.shape[0]):
-        for d in range(bias.size):
-            y[r, d] += bias[d]
-
-
-@loop
-def add(a, b, out):
-    """out = a + b; out may be a or b."""
-    for i in range(out.size):
-        out[i] = a[i] + b[i]
-
-
-@loop
-def accumulate(total, part):
-    """total ← total + part."""
-    for i in range(total.size):
-        total[i] += part[i]
-
-
-@loop
-def square_sum(x):
-    """Σ x², as a float64 and summed in float64."""
-    total = 0.0
-    for i in range(x.size):
-        total += np.float64(x[i]) * np.float64(x[i])
-    return total
-
-
-# --------------------------------------------------------------------------------------------------------- parameters
-
-
-@loop
-def adamw(p, g, m, v, decay, lr, beta1, beta2, eps, correction1, correction2, gscale):
-    """One step of AdamW, term for term PyTorch's; decay = lr · weight_decay, correctionᵢ = 1 − βᵢᵗ, and gscale · g is g."""
+@as_written
+def adamw(p, g, m, v, decay, lr, beta1, beta2, eps, correction1, correction2):
+    """One step of AdamW, PyTorch's term for term: decay = lr · weight_decay, correctionᵢ = 1 − βᵢᵗ."""
     one = p.dtype.type
     keep, step, root = one(1 - decay), one(lr / correction1), one(1 / math.sqrt(correction2))
-    share1, beta2, share2, eps, gscale = one(1 - beta1), one(beta2), one(1 - beta2), one(eps), one(gscale)
+    share1, beta2, share2, eps = one(1 - beta1), one(beta2), one(1 - beta2), one(eps)
     for i in range(p.size):
-        t = gscale * g[i]
-        m[i] += share1 * (t - m[i])
-        v[i] = beta2 * v[i] + share2 * t * t
+        m[i] += share1 * (g[i] - m[i])
+        v[i] = beta2 * v[i] + share2 * g[i] * g[i]
         p[i] = keep * p[i] - step * (m[i] / (math.sqrt(v[i]) * root + eps))
 
 
-@loop
+@as_written
 def ema(shadow, p, share):
     """shadow ← shadow + share · (p − shadow)."""
     share = p.dtype.type(share)
