@@ -23,13 +23,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from sys import modules
 from typing import Any, overload
 
 import numpy as np
 
 from tinyvit.engine import kernels
-from tinyvit.engine.backend import Namespace, namespace_of
+from tinyvit.engine.backend import NUMPY, Namespace, namespace_of
 from tinyvit.engine.tape import Node, Part, TapeError, mode, recording, sweep
 from tinyvit.engine.tensor import Tensor
 
@@ -60,7 +61,7 @@ class Primitive:
         self.rules: dict[str, tuple[Rule, tuple[str, ...]]] = {}
         self.joint: tuple[Rule, tuple[str, ...]] | None = None
         self.has_residue = False
-        self._plans: dict[tuple[int, ...], tuple[tuple[str, str, int | None], ...]] = {}
+        self._plans: dict[int, tuple[tuple[str, str, int | None], ...]] = {}
 
     # ------------------------------------------------------------------------------------------------- declaring rules
 
@@ -92,34 +93,47 @@ class Primitive:
         """Compute, and record where an argument carries a gradient."""
         if named or len(arguments) != len(self.names) or self.variadic:
             arguments = self._bind(arguments, named)
+        return self.apply(arguments)
+
+    def apply(self, arguments: tuple[Any, ...]) -> Any:
+        """Compute from all arguments, in the order of the signature; the operators call this, which is cheaper."""
         if self.twin is not None and mode.twins_in is not None:
             return self.twin(mode.twins_in, *arguments)
         arrays: list[Any] = []
         parents: list[Node | None] = []
-        tracked: tuple[int, ...] = ()  # which arguments carry a gradient
+        tracked = 0  # a bit for each argument that carries a gradient
         for argument in arguments:
             if isinstance(argument, Tensor):
-                if argument.node is not None:
-                    tracked += (len(arrays),)
+                node = argument.node
+                if node is not None:
+                    tracked |= 1 << len(arrays)
                 arrays.append(argument.data)
-                parents.append(argument.node)
+                parents.append(node)
             else:
                 arrays.append(argument)
                 parents.append(None)
-        xp = namespace_of(*arrays)
-        y, residue, kernel = self._run(xp, arrays)
-        if not (tracked and mode.recording):
-            return self._wrap(xp, y, arguments)
-        if isinstance(y, (tuple, list)):
-            return self._record_several(xp, y, residue, arguments, arrays, tuple(parents), tracked)
-        y = _not_a_scalar(xp, y)
-        if y.dtype.kind != "f":
-            return Tensor(y)  # integers and bools are steps: their gradient is zero wherever it exists
-        node = Node(self, tuple(parents), y.shape, y.dtype)
-        result = Tensor(y, node, _shared_version(xp, y, arguments))
-        self._save(node, tracked, arguments, arrays, y, residue, result.version)
+        xp = namespace_of(*arrays) if "cupy" in modules else NUMPY
+        residue = kernel = None
+        if self.has_kernels or self.has_residue or self.variadic:
+            y, residue, kernel = self._run(xp, arrays)
+        elif len(arrays) == 2:
+            y = self.forward(xp, arrays[0], arrays[1])  # a plain call is cheaper
+        else:
+            y = self.forward(xp, *arrays)
+        if tracked and not mode.recording:
+            tracked = 0
+        if type(y) is not np.ndarray:
+            if isinstance(y, (tuple, list)):
+                return self._several(xp, y, residue, arguments, arrays, parents, tracked)
+            y = _not_a_scalar(xp, y)
+        version = [0] if y.base is None else _version_of(xp, y, arguments)
+        dtype = y.dtype
+        if not tracked or dtype.kind != "f":  # integers and bools are steps: their gradient is zero wherever it exists
+            return Tensor(y, None, version)
+        node = Node(self, tuple(parents), y.shape, dtype)
         node.kernel = kernel
-        return result
+        self._save(node, tracked, arguments, arrays, y, residue, version)
+        return Tensor(y, node, version)
 
     def _run(self, xp: Namespace, arrays: Sequence[Any]) -> tuple[Any, Any, Any]:
         """(result, residue, kernel): what the forward gives, or a kernel in its place, which has its own residue."""
@@ -142,55 +156,55 @@ class Primitive:
         bound.apply_defaults()
         return (*bound.args, *bound.kwargs.values())
 
-    def _wrap(self, xp: Namespace, y: Any, arguments: Sequence[Any]) -> Any:
-        if isinstance(y, (tuple, list)):
-            return tuple(self._wrap(xp, part, arguments) for part in y)
-        y = _not_a_scalar(xp, y)
-        return Tensor(y, version=_shared_version(xp, y, arguments))
-
-    def _record_several(
+    def _several(
         self, xp: Namespace, parts: Any, residue: Any, arguments: Any, arrays: Any, parents: Any, tracked: Any
     ) -> tuple[Tensor, ...]:
+        """The results of an op that has several, each at its place in the op's one node."""
         parts = [_not_a_scalar(xp, part) for part in parts]
-        node = Node(self, parents, [part.shape for part in parts], [part.dtype for part in parts])
-        self._save(node, tracked, arguments, arrays, parts, residue, [0])
+        node = None
+        if tracked:
+            node = Node(self, tuple(parents), [part.shape for part in parts], [part.dtype for part in parts])
+            self._save(node, tracked, arguments, arrays, parts, residue, [0])
         return tuple(
             Tensor(
                 part,
-                Part(node, i, part.shape, part.dtype) if part.dtype.kind == "f" else None,
-                _shared_version(xp, part, arguments),
+                Part(node, i, part.shape, part.dtype) if node and part.dtype.kind == "f" else None,
+                _version_of(xp, part, arguments),
             )
             for i, part in enumerate(parts)
         )
 
-    def _save(self, node: Node, tracked: Any, arguments: Any, arrays: Any, y: Any, residue: Any, version: Any) -> None:
+    def _save(self, node: Node, tracked: int, arguments: Any, arrays: Any, y: Any, residue: Any, version: Any) -> None:
         """Keep what the rules of the tracked arguments have named, and nothing else."""
         plan = self._plans.get(tracked)
         if plan is None:
-            plan = self._plans[tracked] = self._plan(tracked)
+            plan = self._plans[tracked] = self._plan([i for i, parent in enumerate(node.parents) if parent])
         saved: dict[str, Any] = {}
-        stamps = []
+        stamps: tuple[tuple[str, list[int], int], ...] = ()
         for name, kind, i in plan:
             if kind == "argument":
                 saved[name] = arrays[i]
-                if isinstance(arguments[i], Tensor):
-                    stamps.append((name, arguments[i].version, arguments[i].version[0]))
-            elif kind == "shape":
-                saved[name] = getattr(arrays[i], "shape", ())
+                argument = arguments[i]
+                if isinstance(argument, Tensor):
+                    stamps += ((name, argument.version, argument.version[0]),)
             elif kind == "y":
                 saved[name] = y
-                stamps.append((name, version, version[0]))
+                stamps += ((name, version, version[0]),)
+            elif kind == "shape":
+                saved[name] = getattr(arrays[i], "shape", ())
             elif kind == "residue":
                 saved[name] = residue
             elif kind == "shapes":
                 saved[name] = [array.shape for array in arrays[:i]]
             else:
                 saved[name] = tuple(arrays[:i])
-                stamps += [(f"{j}", a.version, a.version[0]) for j, a in enumerate(arguments) if isinstance(a, Tensor)]
+                stamps += tuple(
+                    (f"{j}", a.version, a.version[0]) for j, a in enumerate(arguments) if isinstance(a, Tensor)
+                )
         node.saved = saved
-        node.stamps = tuple(stamps)
+        node.stamps = stamps
 
-    def _plan(self, tracked: tuple[int, ...]) -> tuple[tuple[str, str, int | None], ...]:
+    def _plan(self, tracked: list[int]) -> tuple[tuple[str, str, int | None], ...]:
         """(name, kind, where) of each value to save when these arguments carry a gradient; worked out once."""
         asked = [*self.joint[1]] if self.joint else [name for i in tracked for name in self._rule_at(i)[1]]
         if self.twin and not self.fused:
@@ -218,32 +232,36 @@ class Primitive:
 
     # -------------------------------------------------------------------------------------------------------- backward
 
-    def pull_back(self, node: Node, gy: Any, wanted: set[Node], F: Any) -> list[tuple[Node, Any]]:
+    def pull_back(self, node: Node, gy: Any, wanted: Container[Node], F: Any) -> list[tuple[Node, Any]]:
         """The gradients of the arguments whose nodes are wanted, from the gradient gy of the result."""
         if isinstance(gy, list):
             gy = self._fill(gy, node, F)
         if F is not None and self.twin and not self.fused:
             return self._pull_back_twin(node, gy, wanted, F)
-        places = [(i, parent) for i, parent in enumerate(node.parents) if parent is not None and parent in wanted]
         if F is None and node.kernel:
+            places = _places(node, wanted)
             backward, residue = node.kernel
-            needed = {i for i, _ in places}
-            gradients = backward(gy, needed, *residue)
+            gradients = backward(gy, {i for i, _ in places}, *residue)
             return [(parent, gradients[i]) for i, parent in places]
         values = node.saved or {}
-        if F is None:
-            F = namespace_of(gy[0] if isinstance(gy, list) else gy)
-        else:
+        if F is not None:
             values = self._as_tensors(node, values)
+        else:
+            F = namespace_of(gy[0] if isinstance(gy, list) else gy) if "cupy" in modules else NUMPY
         if self.joint:
             rule, names = self.joint
+            places = _places(node, wanted)
             gradients = rule(F, gy, *[values[name] for name in names])
             self._check_joint(gradients, places[-1][0] + 1)
             return [(parent, gradients[i]) for i, parent in places if gradients[i] is not None]
-        pulled = []
-        for i, parent in places:
-            rule, names = self._rule_at(i)
-            pulled.append((parent, rule(F, gy, *[values[name] for name in names])))
+        pulled: list[tuple[Node, Any]] = []
+        for i, parent in enumerate(node.parents):
+            if parent is not None and parent in wanted:
+                rule, names = self.rules[self.names[i]]
+                if len(names) == 1:  # as most do: a plain call is cheaper
+                    pulled.append((parent, rule(F, gy, values[names[0]])))
+                else:
+                    pulled.append((parent, rule(F, gy, *[values[name] for name in names])))
         return pulled
 
     def check_unwritten(self, node: Node) -> None:
@@ -294,7 +312,7 @@ class Primitive:
                 tensors[name] = _on_tape(values[name], node.parents[offset + i], versions.get(name))
         return tensors
 
-    def _pull_back_twin(self, node: Node, gy: Tensor, wanted: set[Node], F: Any) -> list[tuple[Node, Any]]:
+    def _pull_back_twin(self, node: Node, gy: Tensor, wanted: Container[Node], F: Any) -> list[tuple[Node, Any]]:
         """Differentiate the readable twin instead: its sweep can be recorded, a fused rule's cannot."""
         assert self.twin is not None
         assert node.saved is not None
@@ -304,7 +322,7 @@ class Primitive:
         with recording(True):
             y = self.twin(F, *arguments)
         parent_of = {
-            a.node: parent for a, parent in zip(arguments, node.parents, strict=True) if parent in wanted
+            a.node: parent for a, parent in zip(arguments, node.parents, strict=True) if parent and parent in wanted
         }  # an alias stands for one argument alone, also where the same Tensor was given twice
         seeds = zip(y, gy, strict=True) if isinstance(y, (tuple, list)) else [(y, gy)]
         swept = sweep([(part.node, g) for part, g in seeds], set(parent_of), F=F, retain_graph=True)
@@ -312,6 +330,11 @@ class Primitive:
 
     def __repr__(self) -> str:
         return f"<primitive {self.name}{self.__signature__}>"
+
+
+def _places(node: Node, wanted: Container[Node]) -> list[tuple[int, Node]]:
+    """The arguments whose gradients are wanted, each with its position."""
+    return [(i, parent) for i, parent in enumerate(node.parents) if parent is not None and parent in wanted]
 
 
 def _not_a_scalar(xp: Namespace, y: Any) -> Any:
@@ -324,12 +347,13 @@ def _on_tape(value: Any, parent: Node | None, version: list[int] | None) -> Any:
     return Tensor(value, parent, version) if hasattr(value, "dtype") else value
 
 
-def _shared_version(xp: Namespace, y: Any, arguments: Sequence[Any]) -> list[int] | None:
+def _version_of(xp: Namespace, y: Any, arguments: Sequence[Any]) -> list[int]:
     """A view is overwritten when what it looks at is, so it shares the version of the Tensor it came from."""
-    if y.base is None:
-        return None
-    tensors = (a for a in arguments if isinstance(a, Tensor))
-    return next((a.version for a in tensors if xp.may_share_memory(y, a.data)), None)
+    if y.base is not None:
+        for argument in arguments:
+            if isinstance(argument, Tensor) and xp.may_share_memory(y, argument.data):
+                return argument.version
+    return [0]
 
 
 @overload

@@ -169,102 +169,101 @@ def sweep(
     Raises:
         TapeError: a part of the graph was swept before, or a saved value was overwritten since.
     """
-    order, wanted = _plan([node for node, _ in seeds], targets)
+    order, pending = _plan([node for node, _ in seeds], targets)
     for node in order:
-        if node.stamps and node in wanted:
+        if node.stamps and node in pending:
             node.op.check_unwritten(node)  # before anything is freed or handed out
-    pending = _Pending(in_place=F is None)
+    owned: set[Node] = set()  # the nodes whose gradient is a sum, in memory of its own
     for node, seed in seeds:
-        pending.add(node, seed)
+        if node in pending:
+            _add(pending, owned, node, seed, F)
     while order:
         node = order.pop()
-        if node not in wanted or node not in pending.gradients:
+        gy = pending.pop(node, None)
+        if gy is None:
             continue
-        gy, owned = pending.take(node)
-        if node in targets if targets is not None else isinstance(node, Leaf):
-            yield node, gy, owned
-        if isinstance(node, Part):
-            pending.add_part(node.parents[0], node.place, gy)
-        elif any(parent in wanted for parent in node.parents):
-            for parent, gradient in node.op.pull_back(node, gy, wanted, F):
-                pending.add(parent, settle(node, parent, gradient, F))
-        else:
+        is_leaf = node.op is None
+        if is_leaf if targets is None else node in targets:
+            yield node, gy, node in owned
+        if is_leaf or (targets is not None and not any(parent in pending for parent in node.parents)):
             continue  # the way down ends here, and what lies below stays for another sweep
+        if isinstance(node, Part):
+            _add_part(pending, node, gy)
+        else:
+            for parent, gradient in node.op.pull_back(node, gy, pending, F):
+                gradient = settle(node, parent, gradient, F)
+                if pending[parent] is None:
+                    pending[parent] = gradient
+                else:
+                    _add(pending, owned, parent, gradient, F)
         if not retain_graph:
             node.free()
 
 
-def _plan(roots: list[Node], targets: set[Node] | None) -> tuple[list[Node], set[Node]]:
-    """All nodes that the roots were computed from, in creation order, and those of them that a gradient must visit."""
-    seen = set(roots)
-    stack = list(seen)
-    order = []
-    while stack:
-        node = stack.pop()
-        order.append(node)
-        if not node.parents and not isinstance(node, Leaf) and not (targets and node in targets):
+def _plan(roots: list[Node], targets: set[Node] | None) -> tuple[list[Node], dict[Node, Any]]:
+    """All nodes that the roots were computed from, in creation order, and {node: None} for those to visit."""
+    seen: dict[Node, Any] = dict.fromkeys(roots)
+    order = list(seen)
+    for node in order:
+        parents = node.parents
+        if not parents and node.op is not None and not (targets and node in targets):
             raise TapeError(
                 f"the gradient of `{node.op.name}` was taken before and its saved values are freed; "
                 "pass retain_graph=True to the first backward() or grad(), or compute the result anew"
             )
-        for parent in node.parents:
+        for parent in parents:
             if parent is not None and parent not in seen:
-                seen.add(parent)
-                stack.append(parent)
+                seen[parent] = None
+                order.append(parent)  # and the loop comes to it
     order.sort(key=attrgetter("number"))
     if targets is None:
         return order, seen
-    wanted: set[Node] = set()
+    wanted: dict[Node, Any] = {}
     for node in order:
         if node in targets or any(parent in wanted for parent in node.parents):
-            wanted.add(node)
+            wanted[node] = None
     return order, wanted
 
 
-class _Pending:
-    """The gradients that have arrived so far, one a node.
+def _add(pending: dict[Node, Any], owned: set[Node], node: Node, gradient: Any, F: Any) -> None:
+    """Add to the gradient that is pending for a node.
 
     The first to arrive is kept by reference (it may be gy handed on, a view, a saved value), the second allocates the
     sum, later ones are added to that in place (unless the sweep is recorded, where nothing may be written to).
     """
+    present = pending[node]
+    if present is None:
+        pending[node] = gradient
+    elif F is None and node in owned:
+        present += gradient
+    else:
+        total = present + gradient
+        if F is None and not node.shape:
+            total = namespace_of(present).asarray(total)  # a sum of 0-d arrays is a scalar, which has no place
+        pending[node] = total
+        owned.add(node)
 
-    def __init__(self, in_place: bool):
-        self.in_place = in_place
-        self.gradients: dict[Any, Any] = {}
-        self.owned: set[Any] = set()
 
-    def add(self, node: Node, gradient: Any) -> None:
-        present = self.gradients.get(node)
-        if present is None:
-            self.gradients[node] = gradient
-        elif self.in_place and node in self.owned:
-            present += gradient
-        else:
-            total = present + gradient
-            if self.in_place and not node.shape:
-                total = namespace_of(present).asarray(total)  # a sum of 0-d arrays is a scalar, which has no place
-            self.gradients[node] = total
-            self.owned.add(node)
-
-    def add_part(self, whole: Any, place: int, gradient: Any) -> None:
-        parts = self.gradients.setdefault(whole, [None] * len(whole.shape))
-        parts[place] = gradient if parts[place] is None else parts[place] + gradient
-
-    def take(self, node: Node) -> tuple[Any, bool]:
-        owned = node in self.owned
-        self.owned.discard(node)
-        return self.gradients.pop(node), owned
+def _add_part(pending: dict[Node, Any], part: Part, gradient: Any) -> None:
+    whole = part.parents[0]
+    assert whole is not None
+    parts = pending[whole]
+    if parts is None:
+        parts = pending[whole] = [None] * len(whole.shape)
+    parts[part.place] = gradient if parts[part.place] is None else parts[part.place] + gradient
 
 
 def settle(node: Node, parent: Node, gradient: Any, F: Any) -> Any:
     """Give a gradient the shape and dtype of the value it belongs to: the adjoint of broadcasting and promotion."""
-    if not hasattr(gradient, "shape"):
-        raise TapeError(f"a backward rule of `{node.op.name}` gave {gradient!r}, which is no array")
-    if gradient.shape != parent.shape:
+    try:
+        shape = gradient.shape
+    except AttributeError:
+        raise TapeError(f"a backward rule of `{node.op.name}` gave {gradient!r}, which is no array") from None
+    if shape != parent.shape:
         gradient = unbroadcast(F or namespace_of(gradient), gradient, parent.shape, node.op.name)
     if gradient.dtype != parent.dtype:
         gradient = gradient.astype(parent.dtype)
-    if F is None and not parent.shape:  # NumPy's sums give scalars, which nobody can add to in place
+    if not parent.shape and F is None:  # NumPy's sums give scalars, which nobody can add to in place
         gradient = namespace_of(gradient).asarray(gradient)
     return gradient
 

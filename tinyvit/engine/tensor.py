@@ -18,10 +18,14 @@ def _operator(name: str) -> tuple[Callable[[Any, Any], Any], Callable[[Any, Any]
     """The methods of an operator: tensor ∘ other, and other ∘ tensor."""
 
     def forward(self: Tensor, other: Any) -> Any:
-        return getattr(ops, name)(self, self._operand(other))
+        if isinstance(other, (list, tuple)):
+            other = self._operand(other)
+        return getattr(ops, name).apply((self, other))
 
     def reflected(self: Tensor, other: Any) -> Any:
-        return getattr(ops, name)(self._operand(other), self)
+        if isinstance(other, (list, tuple)):
+            other = self._operand(other)
+        return getattr(ops, name).apply((other, self))
 
     return forward, reflected
 
@@ -213,7 +217,6 @@ class Tensor:
     __mul__, __rmul__ = _operator("multiply")
     __truediv__, __rtruediv__ = _operator("divide")
     __pow__, __rpow__ = _operator("power")
-    __matmul__, __rmatmul__ = _operator("matmul")
     __and__, __rand__ = _operator("bitwise_and")
     __or__, __ror__ = _operator("bitwise_or")
     __iadd__, __isub__ = _in_place("add"), _in_place("subtract")
@@ -226,6 +229,12 @@ class Tensor:
     def _operand(self, other: Any) -> Any:
         """A list means the array of its numbers."""
         return namespace_of(self.data).asarray(other) if isinstance(other, (list, tuple)) else other
+
+    def __matmul__(self, other: Any) -> Any:
+        return ops.matmul(self, self._operand(other))
+
+    def __rmatmul__(self, other: Any) -> Any:
+        return ops.matmul(self._operand(other), self)
 
     def __neg__(self) -> Tensor:
         return ops.negative(self)
