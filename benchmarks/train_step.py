@@ -1,124 +1,69 @@
-"""A whole train step (forward, backward, AdamW) of a ViT, beside PyTorch eager, in turn, in one run.
+"""A whole train step (forward, backward, AdamW) of four ViTs, beside other libraries and the products alone.
 
     python benchmarks/train_step.py                  # on a CPU
-    python benchmarks/train_step.py --device gpu     # through CuPy
+    python benchmarks/train_step.py --peers torch    # beside PyTorch eager alone
+    python benchmarks/train_step.py --device gpu     # through CuPy, beside PyTorch eager
 
-Float32, exact GELU; on a GPU without TF32 on either side. Times are medians; the ratio is tinyvit / PyTorch.
+Float32, exact GELU, the same weights and images for all, taken in turn in one run; on a GPU without TF32 on either
+side. Before anything is timed, the losses of two steps must agree.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from typing import Any
 
 import _common
-import numpy as np
+import peers
+from _work import WORK, Work, add_rows
+from peers import OTHERS, OURS, PLAIN
 
-import tinyvit as tv
-from tinyvit.engine.backend import namespace_on
-from tinyvit.training import AdamW
-
-SMALL = {"image_size": 28, "patch_size": 4, "channels": 1, "num_classes": 10, "dim": 128, "depth": 6, "num_heads": 4}
-CIFAR = {"image_size": 32, "patch_size": 4, "num_classes": 10, "dim": 192, "depth": 12, "num_heads": 3}
-WORK: dict[str, tuple[dict[str, Any], int, int]] = {  # name: (config, batch on a CPU, batch on a GPU)
-    "28x28x1 p4 D128 L6": (SMALL, 128, 512),
-    "32x32x3 p4 D192 L12": (CIFAR, 64, 256),
-    "224x224x3 p16 Ti": ({"dim": 192, "depth": 12, "num_heads": 3}, 16, 64),
-    "224x224x3 p16 S": ({"dim": 384, "depth": 12, "num_heads": 6}, 8, 64),
-}
+FLOOR = "products alone"
+LIMIT = 30  # seconds of timed calls that a candidate gets on one row
 
 
-def tinyvit_step(config: tv.ViTConfig, images: np.ndarray, labels: np.ndarray, device: str) -> Callable[[], Any]:
-    xp = namespace_on(device)
-    model = tv.ViT(config, np.random.default_rng(0))
-    model.to(device=device)
-    optimizer = AdamW(model.named_parameters(), lr=1e-3, weight_decay=0.05)
-    images, labels = xp.asarray(images), xp.asarray(labels)
+def measure(name: str, work: Work, names: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Time one row of the table."""
+    made = {peer: peers.make(peer, work, options.device) for peer in names}
+    losses = peers.check_losses(made)
+    candidates: dict[str, Callable[[], Any]] = {peer: one.step for peer, one in made.items()}
+    row: dict[str, Any] = {"work": name, "batch": len(work.labels), "losses": losses}
+    if options.device == "cpu":
+        from peers.products import Products
 
-    def step() -> None:
-        loss = tv.ops.cross_entropy(model(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if device == "gpu":
-            xp.cuda.get_current_stream().synchronize()
-
-    return step
+        floor = Products(work)
+        candidates[FLOOR] = floor.step
+        row["arrangement of the products"] = floor.arrangement
+    ms = _common.medians(_common.paired(candidates, options.rounds, warmup=1, limit=LIMIT))
+    row["ms"] = ms
+    row |= {f"ratio to {to}": _common.ratios(ms, to) for to in ("torch", FLOOR) if to in ms}
+    return row
 
 
-def torch_step(config: tv.ViTConfig, images: np.ndarray, labels: np.ndarray, device: str) -> Callable[[], Any]:
-    import torch
-    from torch import nn
-    from torch.nn import functional
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            D = config.dim
-            self.norm1, self.norm2 = nn.LayerNorm(D, 1e-6), nn.LayerNorm(D, 1e-6)
-            self.qkv, self.proj = nn.Linear(D, 3 * D), nn.Linear(D, D)
-            self.fc1, self.fc2 = nn.Linear(D, config.mlp_hidden), nn.Linear(config.mlp_hidden, D)
-
-        def forward(self, x: Any) -> Any:
-            B, N, D = x.shape
-            h = config.num_heads
-            q, k, v = self.qkv(self.norm1(x)).reshape(B, N, 3, h, D // h).permute(2, 0, 3, 1, 4)
-            heads = functional.scaled_dot_product_attention(q, k, v)
-            x = x + self.proj(heads.transpose(1, 2).reshape(B, N, D))
-            return x + self.fc2(functional.gelu(self.fc1(self.norm2(x))))
-
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            c = config
-            self.patch = nn.Conv2d(c.channels, c.dim, c.patch_size, c.patch_size)
-            self.cls = nn.Parameter(torch.zeros(1, 1, c.dim))
-            self.pos = nn.Parameter(torch.randn(1, c.num_patches + 1, c.dim) * 0.02)
-            self.blocks = nn.Sequential(*(Block() for _ in range(c.depth)))
-            self.norm, self.head = nn.LayerNorm(c.dim, 1e-6), nn.Linear(c.dim, c.num_classes)
-
-        def forward(self, x: Any) -> Any:
-            x = self.patch(x).flatten(2).transpose(1, 2)
-            x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1) + self.pos
-            return self.head(self.norm(self.blocks(x))[:, 0])
-
-    place = "cuda" if device == "gpu" else "cpu"
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.manual_seed(0)
-    model = Model().to(place)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
-    x, y = torch.from_numpy(images).to(place), torch.from_numpy(labels).to(place)
-
-    def step() -> None:
-        loss = functional.cross_entropy(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        if device == "gpu":
-            torch.cuda.synchronize()
-
-    return step
+def in_short(row: dict[str, Any]) -> dict[str, Any]:
+    """A line of the table that is printed: milliseconds, and tinyvit's ratios."""
+    compared = {f"{OURS} / {to}": row["ms"][OURS] / ms for to, ms in row["ms"].items() if to in ("torch", FLOOR)}
+    return {"model": row["work"], "batch": row["batch"], **row["ms"], **compared}
 
 
 def main() -> None:
-    parser = _common.parser(__doc__)
+    parser = _common.parser(__doc__, rounds=5)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--peers", type=_common.choice(OTHERS), default=OTHERS, help=f"some of {','.join(OTHERS)}")
+    add_rows(parser)
+    parser.add_argument("--all", action="store_true", help="HIPS autograd on every row, not on the first alone")
     options = parser.parse_args()
-    rng = np.random.default_rng(0)
+    asked = [OURS, PLAIN, *options.peers] if options.device == "cpu" else [OURS, "torch"]
+    names = peers.installed(asked)
     rows = []
-    for name, (fields, cpu_batch, gpu_batch) in WORK.items():
-        config = tv.ViTConfig(**fields)
-        batch = gpu_batch if options.device == "gpu" else cpu_batch
-        images = rng.standard_normal((batch, config.channels, config.height, config.width)).astype(np.float32)
-        labels = rng.integers(0, config.num_classes, batch)
-        candidates = {
-            "tinyvit": tinyvit_step(config, images, labels, options.device),
-            "torch": torch_step(config, images, labels, options.device),
-        }
-        ms = _common.medians(_common.paired(candidates, options.rounds))
-        rows.append({"work": name, "batch": batch, "ms": ms, "ratio": round(ms["tinyvit"] / ms["torch"], 3)})
-        print(rows[-1], flush=True)
+    for name in options.rows:
+        fields, cpu_batch, gpu_batch = WORK[name]
+        work = Work.of(fields, gpu_batch if options.device == "gpu" else cpu_batch)
+        fast = [peer for peer in names if peer != "autograd" or name == next(iter(WORK)) or options.all]
+        rows.append(measure(name, work, fast, options))
+        print(in_short(rows[-1]), flush=True)
+    print(_common.table([in_short(row) for row in rows]))
     print(_common.save(f"train_step_{options.device}", {"unit": "ms, medians", "rows": rows}, options.out))
 
 

@@ -140,6 +140,8 @@ Jacobian of all samples beside five-point differences, in float64, relative to m
 every sample by a dozen methods more. How to read its table is [further down](#the-methods-of-the-audit).
 """
 
+FUSED = "Fused: one op on the tape. Its forward, in elementary ops, for which a kernel may stand in:"
+
 METHODS = """\
 ## The methods of the audit
 
@@ -178,8 +180,8 @@ def _op_entry(name: str) -> str:
         text += "Made of other ops, whose rules apply.\n"
     else:
         text += f"{_rules_link(op)}\n\n```python\n{_rules(op)}\n```\n"
-        if op.twin:
-            text += f"\nIts readable twin: `{op.twin.__name__}`: {_first_sentence(op.twin)}\n"
+        if op.fused:
+            text += f"\n{FUSED}\n\n```python\n{source(_forward(op))}\n```\n"
     facts = [f"{sum(s.op == name for s in SAMPLES)} samples", *_traits(name)]
     if numbers := [e.number for e in equations_of(op.name if op else name)]:
         facts.append(f"[equations](equations.md) {', '.join(numbers)}")
@@ -206,8 +208,12 @@ def _rules_link(op: Primitive) -> str:
     return f"In [{path.name}](../{path.as_posix()}):"
 
 
+def _forward(op: Primitive) -> Code:
+    return Code(f"{op.forward.__module__}:{op.forward.__name__}")
+
+
 def _rules(op: Primitive) -> str:
-    name = f"{op.forward.__module__}:{op.forward.__name__}"
+    name = _forward(op).name
     functions = [op.joint[0]] if op.joint else [rule for rule, _ in op.rules.values()]
     helpers = _helpers(functions, sys.modules[op.forward.__module__])
     if op.joint:

@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 
 import tinyvit as tv
-from tinyvit.engine import backend, tape
+from tinyvit.engine import backend, kernels, tape
 
 hypothesis.settings.register_profile("tinyvit", deadline=None, max_examples=40)
 hypothesis.settings.load_profile("tinyvit")
@@ -19,12 +19,13 @@ hypothesis.settings.load_profile("tinyvit")
 @pytest.fixture(autouse=True)
 def global_state():
     """Start from a fixed seed, and fail a test that leaves no_grad or another default backend behind."""
-    before = tape.mode.recording, tape.mode.twins_in, backend.default_namespace()
+    before = tape.mode.recording, tape.mode.twins_in, backend.default_namespace(), kernels._wanted
     tv.seed(0)
     yield
-    left = tape.mode.recording, tape.mode.twins_in, backend.default_namespace()
-    tape.mode.recording, tape.mode.twins_in, backend._default = before  # so that the next test does not fail too
-    assert left == before, "the test left no_grad()/enable_grad(), unfused() or use_backend() switched"
+    left = tape.mode.recording, tape.mode.twins_in, backend.default_namespace(), kernels._wanted
+    # so that the next test does not fail too
+    tape.mode.recording, tape.mode.twins_in, backend._default, kernels._wanted = before
+    assert left == before, "the test left no_grad()/enable_grad(), unfused(), use_backend() or switched() switched"
 
 
 @pytest.fixture(scope="session", params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])

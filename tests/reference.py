@@ -39,6 +39,13 @@ class Reference:
         scores = np.einsum("...nd,...md->...nm", q, k) * (1 / np.sqrt(q.shape[-1]) if scale is None else scale)
         return np.einsum("...nm,...md->...nd", scipy.special.softmax(scores, axis=-1), v)
 
+    def multi_head_attention(self, qkv, num_heads):
+        """Head by head, each with its own columns of Q, K and V."""
+        q, k, v = np.split(qkv, 3, axis=-1)
+        cut = lambda x: np.split(x, num_heads, axis=-1)
+        heads = zip(cut(q), cut(k), cut(v), strict=True)
+        return np.concatenate([self.scaled_dot_product_attention(*head) for head in heads], axis=-1)
+
     def cross_entropy(self, logits, targets, label_smoothing=0.0, reduction="mean"):
         classes = logits.shape[-1]
         y = np.eye(classes)[targets] if targets.dtype.kind == "i" else targets

@@ -11,6 +11,7 @@ import pytest
 
 import tinyvit as tv
 from tinyvit import cli, layers
+from tinyvit.engine import kernels
 from tinyvit.engine.ops import elementwise, indexing, linalg, nn, reductions, shapes
 from tinyvit.study import audit
 from tinyvit.study.audit import Sample, normal
@@ -20,6 +21,12 @@ from tinyvit.study.audit.samples import KINKS, NOT_DIFFERENTIABLE, SAMPLES, STEP
 
 FAMILIES = (elementwise, indexing, linalg, nn, reductions, shapes)
 FUSED = {p.name for family in FAMILIES for p in vars(family).values() if isinstance(p, tv.Primitive) and p.twin}
+
+LEFT_TO_THE_ARRAY_CODE = {  # by the kernels of the CPU: single numbers and batches that broadcast
+    "() approximate=none",
+    "(2,2,2) (3,2) (1,3,2)",
+    "(2,1,2) (2,2,2) (2,2,3)",
+}
 
 # -------------------------------------------------------------------------------------------- everything, by everything
 
@@ -42,17 +49,23 @@ def test_every_sample_was_looked_at_by_every_method_that_is_meant_for_it(report)
     for row in report.rows:
         name = "slopes" if row.method in ("jacobian", "projections") else row.method
         methods.setdefault(f"{row.op}: {row.case}", []).append(name)
-    always = [name for name in audit.METHODS if not name.startswith("twin") and name != "choice"]
+    of_fused = {name for name in audit.METHODS if name.startswith(("twin", "kernels"))}
+    assert len(of_fused) == 5
+    always = [name for name in audit.METHODS if name not in of_fused and name != "choice"]
     for sample in [*SAMPLES, *LAYERS]:
         found = methods[str(sample)]
         assert len(found) == len(set(found))
         assert set(found) - {"float32", "float16"} >= set(always) - {"float32", "float16"}
         assert {"float32", "float16"} <= set(found) or sample.op == "astype"
         if sample.op in FUSED:
-            assert {"twin float64", "twin float32", "twin float16"} <= set(found)
+            assert of_fused <= set(found)
+        if isinstance(sample, Sample) and sample.op not in FUSED:
+            assert not of_fused & set(found)
     for sample in KINKS:
         assert methods[str(sample)] == ["slopes", "choice"]
-    assert {"gelu", "layer_norm", "scaled_dot_product_attention", "cross_entropy"} == FUSED
+    assert {
+        "linear", "gelu", "layer_norm", "scaled_dot_product_attention", "multi_head_attention", "cross_entropy"
+    } == FUSED  # fmt: skip
 
 
 def nothing_comes_of(sample):
@@ -70,12 +83,37 @@ def test_what_is_not_checked_says_why_and_is_expected(report):
     skipped = [row for row in report.rows if row.verdict == SKIP]
     empty = {row for row in skipped if row.note.startswith("it runs, but is empty")}
     assert {(row.op, row.case) for row in empty} == {(s.op, s.case) for s in SAMPLES if has_no_slope(s)}
-    assert {row.method for row in skipped if row not in empty} <= {"complex step", "backends"}
+    others = {row.method for row in skipped if row not in empty}
+    assert others <= {"complex step", "backends", "kernels float64", "kernels float32"}
     assert all(row.note for row in skipped)
     analytic = {row.op for row in report.rows if row.method == "complex step" and row.verdict == PASS}
     assert analytic >= {"exp", "softmax", "layer_norm", "matmul", "linear", "scaled_dot_product_attention", "relu"}
     if not tv.gpu_available():
         assert {row.note for row in skipped if row.method == "backends"} == {"no CuPy or no GPU here"}
+
+
+def test_every_kernel_is_looked_at_and_what_none_computes_says_why(report, device):
+    rows = [row for row in report.rows if row.method.startswith("kernels")]
+    notes = {row.note for row in rows if row.verdict == SKIP}
+    if device == "cpu" and not kernels.in_use():
+        why = "the kernels are switched off" if kernels.available() else "Numba is not installed, which the CPU's"
+        assert all(row.verdict == SKIP for row in rows)
+        assert all(note.startswith(why) for note in notes)
+        return
+    assert notes <= {"no kernel suits it", "it runs, but is empty: there are no numbers to compare"}
+    there = {name for name in FUSED if kernels.find(name, device)}
+    for dtype in ("float64", "float32"):
+        looked_at = {row.op for row in rows if row.dtype == dtype and row.verdict == PASS}
+        assert looked_at & FUSED == there
+    if there:
+        assert looked_at - FUSED == {  # the layers
+            "Linear", "LayerNorm", "PatchEmbedding", "MultiHeadSelfAttention", "FeedForward", "EncoderLayer",
+            "ClassificationHead", "ViT",
+        }  # fmt: skip
+    whole = {(row.op, row.case) for row in rows if row.verdict == SKIP and row.op in there}
+    for op, case in whole:  # what a kernel leaves to the array code: named, so that no more falls through unseen
+        empty = next(has_no_slope(s) for s in SAMPLES if (s.op, s.case) == (op, case))
+        assert empty or (op == "gelu" and "approximate=none" not in case) or case in LEFT_TO_THE_ARRAY_CODE
 
 
 def test_kinks_are_recognised_where_they_are_and_nowhere_else(report):
@@ -234,6 +272,37 @@ def test_a_fused_op_whose_twin_is_wrong_is_seen_in_second_order():
     op = tv.primitive(twin=lambda F, x: x * x * x * 1.001)(lambda xp, x: x * x * x)
     op.gradient(lambda F, gy, x: (gy * 3 * x * x,))
     assert failing(op, methods=["slopes", "second order", "recorded sweep"]) == {"second order", "recorded sweep"}
+
+
+def test_a_kernel_that_computes_something_else_is_seen_in_value_and_gradient(monkeypatch):
+    @tv.primitive(fused=True)
+    def twice_and_more(F, x):
+        return x * 2
+
+    twice_and_more.gradients(x=lambda F, gy: 2 * gy)
+    twice_and_more.has_kernels = True
+
+    def look(value, slope):
+        kernel = kernels.Kernel(lambda x: (x * value, ()), lambda gy, needed: (gy * slope,))
+        monkeypatch.setitem(kernels._found, "cpu", {"twice_and_more": kernel})
+        return verdicts(twice_and_more)
+
+    monkeypatch.setattr(kernels, "_wanted", True)
+    monkeypatch.setattr(kernels, "available", lambda: True)
+    for value, slope, wrong in [(2.0, 2.0, set()), (2.0001, 2.0, {"value"}), (2.0, 2.0001, {"gradient"})]:
+        rows = look(value, slope)
+        for name in ("kernels float64", "kernels float32"):
+            found = {word for word in ("value", "gradient") if word in rows[name].where}
+            assert (found if rows[name].verdict == FAIL else set()) == wrong
+        assert (rows["recorded sweep"].verdict == FAIL) == (wrong == {"gradient"})
+    for name, value, why in [
+        ("_wanted", False, "the kernels are switched off"),
+        ("available", lambda: False, "Numba is not installed, which the CPU's kernels need"),
+    ]:
+        monkeypatch.setattr(kernels, name, value)
+        monkeypatch.setitem(kernels._found, "cpu", {})
+        rows = verdicts(twice_and_more)
+        assert {(row.verdict, row.note) for name, row in rows.items() if name.startswith("kernels")} == {(SKIP, why)}
 
 
 def test_a_rule_that_raises_is_a_row_that_fails():

@@ -389,7 +389,13 @@ def output_of_a_head(s):
             _, _, V, A = in_columns(head)
             literal.append((A @ V).T)
     found = ops.scaled_dot_product_attention(*layer.queries_keys_values(x))
-    return Held(found, all_heads(layer, x, "O"), literal=lambda: np.reshape(literal, found.shape))
+    packed = ops.multi_head_attention(layer.qkv(x), s.heads).detach().numpy()  # concat(O₁, …, O_h)
+    expected = all_heads(layer, x, "O")
+    return Held(
+        [found.detach().numpy(), np.reshape(packed, (s.B, s.N, s.heads, -1)).swapaxes(1, 2)],
+        [expected] * 2,
+        literal=lambda: [np.reshape(literal, found.shape)] * 2,
+    )
 
 
 @equation("15")
@@ -496,6 +502,15 @@ def fused_slopes(S, v, g):
     return pulled(ops.scaled_dot_product_attention(S, one, v, 1.0), S, g)
 
 
+def packed_slopes(q, k, v, g):
+    """∂L/∂Q, ∂L/∂K and ∂L/∂V through the op that takes all heads side by side."""
+    B, h, N, d_k = q.shape
+    side_by_side = lambda x: x.swapaxes(1, 2).reshape(B, N, h * d_k)
+    qkv = tv.tensor(np.concatenate([side_by_side(x.data) for x in (q, k, v)], axis=-1), requires_grad=True)
+    gradient = pulled(ops.multi_head_attention(qkv, h), qkv, side_by_side(g))
+    return [part.reshape(B, N, h, d_k).swapaxes(1, 2) for part in np.split(gradient, 3, axis=-1)]
+
+
 @equation("S7")
 def gradient_of_the_values(s):
     q, k, v, A, g, _ = attention_by_parts(s)
@@ -503,8 +518,9 @@ def gradient_of_the_values(s):
     for b, h, n, m in np.ndindex(A.shape):
         expected[b, h, m] += A[b, h, n, m] * g[b, h, n]
     fused = pulled(ops.scaled_dot_product_attention(q, k, v), v, g)
-    twin = pulled(nn.attention_twin(ops, q, k, v), v, g)
-    return Held([fused, twin], [expected] * 2)
+    with tv.unfused():
+        twin = pulled(ops.scaled_dot_product_attention(q, k, v), v, g)
+    return Held([fused, twin, packed_slopes(q, k, v, g)[2]], [expected] * 3)
 
 
 @equation("S8")
@@ -532,7 +548,8 @@ def gradient_of_the_queries(s):
     expected = np.zeros(q.shape)
     for b, h, n, m in np.ndindex(gS.shape):
         expected[b, h, n] += gS[b, h, n, m] * k.data[b, h, m] / math.sqrt(q.shape[-1])
-    return Held(pulled(ops.scaled_dot_product_attention(q, k, v), q, g), expected)
+    fused = pulled(ops.scaled_dot_product_attention(q, k, v), q, g)
+    return Held([fused, packed_slopes(q, k, v, g)[0]], [expected] * 2)
 
 
 @equation("S11")
@@ -541,7 +558,8 @@ def gradient_of_the_keys(s):
     expected = np.zeros(k.shape)
     for b, h, n, m in np.ndindex(gS.shape):
         expected[b, h, m] += gS[b, h, n, m] * q.data[b, h, n] / math.sqrt(q.shape[-1])
-    return Held(pulled(ops.scaled_dot_product_attention(q, k, v), k, g), expected)
+    fused = pulled(ops.scaled_dot_product_attention(q, k, v), k, g)
+    return Held([fused, packed_slopes(q, k, v, g)[1]], [expected] * 2)
 
 
 def gradient_of_projection_bias(s, i):
@@ -907,6 +925,9 @@ def test_an_ops_equations_are_found_by_its_name_on_the_tape():
     assert [e.number for e in equations_of(ops.relu(x).node.op.name)] == ["20", "21", "22", "24"]
     attention = ops.scaled_dot_product_attention(x, x, x).node.op.name
     assert [e.number for e in equations_of(attention)] == ["13", "14", "S7", "S8", "S9", "S10", "S11"]
+    all_heads = ops.multi_head_attention(tv.tensor(np.ones((1, 1, 3)), requires_grad=True), 1).node.op.name
+    of_the_heads = ["13", "14", "15", "16", "17", "18", "19", "S4", "S7", "S8", "S9", "S10", "S11"]
+    assert [e.number for e in equations_of(all_heads)] == of_the_heads
     assert [e.number for e in equations_of(ops.cross_entropy(x, np.array([0])).node.op.name)] == ["S24", "S25"]
     assert equations_of("sin") == equations_of("") == ()
 
@@ -945,7 +966,7 @@ def changed(page, old, new):
         (r"W_e^T \cdot \frac", r"W_e \cdot \frac"),  # a formula of the tutorial
         (r"\odot \text{ReLU}'", r"\cdot \text{ReLU}'"),  # a correction
         ("bias=lambda F, gy: gy,", "bias=lambda F, gy: 2 * gy,"),  # a rule of one line
-        ("gs *= a", "gs *= a * p"),  # a line of a joint rule
+        ("gs = a * (ga", "gs = a * p * (ga"),  # a line of a joint rule
         ("[`patch_embedding`](", "[`patch_embeddings`]("),  # the name of a test
         ("## Patch Embedding\n", "## Patch embedding\n"),
     ],

@@ -404,6 +404,13 @@ def _(op, d):
     return call(op, scale=d.one_of(None, 0.7)), list(map(d.array, shapes))
 
 
+@case("multi_head_attention")
+def _(op, d):
+    """There is at least one token, of at least one number a head."""
+    heads = d.number(1, 3)
+    return call(op, num_heads=heads), [d.array((d.side(), d.side(least=1), 3 * heads * d.side(least=1)))]
+
+
 @case("cross_entropy")
 def _(op, d):
     """Class numbers, or distributions, which need not sum to 1; no rows have no mean."""

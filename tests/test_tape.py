@@ -196,6 +196,11 @@ def saved(y):
         (lambda x, c: ops.linear(x, c), {"weight"}),
         (lambda x, c: ops.linear(c, c, x[0]), set()),
         (lambda x, c: ops.where(c > 0, x, 0.0), {"condition"}),
+        (lambda x, c: ops.gelu(x), {"x"}),
+        (lambda x, c: ops.layer_norm(x, c[0], c[1]), {"x", "weight"}),
+        (lambda x, c: ops.scaled_dot_product_attention(x, c, c), {"q", "k", "v"}),
+        (lambda x, c: ops.multi_head_attention(ops.stack([x, c, x], -1).reshape(1, 2, 6), 2), {"qkv"}),
+        (lambda x, c: ops.cross_entropy(x, c, reduction="none"), {"logits", "target"}),
     ],
 )
 def test_only_what_the_rules_of_the_tracked_arguments_ask_for_is_kept(f, kept):
@@ -1282,3 +1287,21 @@ def test_a_gradient_can_be_taken_down_to_a_value_whose_own_graph_was_swept():
     assert tv.grad((h * h).sum(), [h])[0].tolist() == [6.0, 12.0]
     with pytest.raises(tv.TapeError, match="retain_graph=True"):
         tv.grad((h * h).sum(), [x])
+
+
+def test_a_partial_sweep_that_ends_at_a_part_leaves_it_for_another():
+    x = tv.tensor(np.ones(4), requires_grad=True)
+    p, _ = tv.ops.split(x * 1.0, 2)
+    first, second = p.sum(), (p * p).sum()
+    [g] = tv.grad(first, [p])
+    np.testing.assert_array_equal(g.numpy(), [1.0, 1.0])
+    second.backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [2.0, 2.0, 0.0, 0.0])
+
+
+def test_an_input_that_no_output_leads_to_gets_none_and_nothing_is_swept():
+    x, unrelated = tv.tensor([1.0], requires_grad=True), tv.tensor([1.0], requires_grad=True)
+    y = (x * x).sum()
+    assert tv.grad(y, [unrelated], allow_unused=True) == [None]
+    y.backward()
+    assert x.grad.item() == 2.0

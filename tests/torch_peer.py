@@ -143,6 +143,10 @@ class Torch:
     def scaled_dot_product_attention(self, q, k, v, scale=None):
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
 
+    def multi_head_attention(self, qkv, num_heads):
+        heads = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+
     def cross_entropy(self, logits, targets, label_smoothing=0.0, reduction="mean"):
         soft = targets.is_floating_point()
         losses = torch.nn.functional.cross_entropy(

@@ -705,7 +705,7 @@ EQUATIONS: tuple[Equation, ...] = (
         (
             Code("tinyvit.engine.ops.elementwise:add", "a"),
             Code("tinyvit.engine.ops.elementwise:add", "b"),
-            Code("tinyvit.engine.tape:_Pending.add", lines=("total = present",)),
+            Code("tinyvit.engine.tape:_add", lines=("present +=", "total = present")),
         ),
     ),
     Equation(

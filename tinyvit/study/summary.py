@@ -124,12 +124,10 @@ def _encoder_rows(c: ViTConfig, kernels: bool) -> list[Row]:
 
 def _head_rows(c: ViTConfig, kernels: bool) -> list[Row]:
     T, D, K = _num_tokens(c), c.dim, c.num_classes
-    on_token = c.pool == "cls"
-    details = f"linear, on {'the class token' if on_token else 'the mean of the patches'}"
-    kept = T * D if on_token else D  # the class token is a view, which keeps all tokens; their mean is an array itself
+    details = f"linear, on {'the class token' if c.pool == 'cls' else 'the mean of the patches'}"
     return [
         Row("Final LayerNorm", f"{T} × {D}", f"{T} × {D}", "", "2D", 2 * D, 0, _kept_by_norm(c, kernels)),
-        Row("Classifier Head", f"{D}", f"{K}", details, "D·K + K", D * K + K, D * K, kept),
+        Row("Classifier Head", f"{D}", f"{K}", details, "D·K + K", D * K + K, D * K, D),
     ]
 
 

@@ -1,0 +1,49 @@
+"""tinyvit: on a CPU the batch is cut into shards, on a GPU it is one sweep."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from _work import LR, WEIGHT_DECAY, Work
+
+import tinyvit as tv
+from tinyvit.engine import kernels as kernel_switch
+from tinyvit.engine.backend import namespace_on
+from tinyvit.training import AdamW, infer, parallel_backward
+
+
+class Ours:
+    """tinyvit; without kernels it runs its array code, with checkpoint it computes encoder layers twice."""
+
+    def __init__(self, work: Work, device: str, kernels: bool = True, checkpoint: bool = False):
+        xp = namespace_on(device)
+        self.model = tv.ViT(replace(work.config, checkpoint=True) if checkpoint else work.config)
+        self.model.load_state_dict(work.state())
+        self.model.to(device=device)
+        self.optimizer = AdamW(self.model.named_parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
+        self.images, self.labels = xp.asarray(work.images), xp.asarray(work.labels)
+        self.device, self.kernels = device, kernels
+
+    def step(self) -> float:
+        with self._switched():
+            self.optimizer.zero_grad()
+            if self.device == "cpu":
+                loss = parallel_backward(self._loss, self.images, self.labels)
+            else:
+                loss = self._loss(self.images, self.labels)
+                loss.backward()
+            self.optimizer.step()
+            return loss.item()  # on a GPU this waits for the step before
+
+    def forward(self) -> np.ndarray:
+        with self._switched():
+            return np.asarray(infer(self.model, self.images))
+
+    def _loss(self, images: Any, labels: Any) -> tv.Tensor:
+        return tv.ops.cross_entropy(self.model(images), labels)
+
+    def _switched(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.kernels else kernel_switch.switched(False)
