@@ -519,7 +519,6 @@ def test_a_kernel_keeps_little_beside_what_the_rules_keep():
     }
 
 
-@pytest.mark.xfail(strict=True, reason="linear's kernel keeps x for a frozen weight, where its rules would not")
 def test_linear_keeps_what_the_gradients_that_are_asked_for_need():
     x, weight, bias = (np.ones(shape) for shape in [(3, 5), (4, 5), (4,)])
     for tracked, needed in [((True, False, False), {1}), ((False, True, False), {0}), ((False, False, True), set())]:

@@ -241,7 +241,7 @@ class Primitive:
         if F is None and node.kernel:
             places = _places(node, wanted)
             backward, residue = node.kernel
-            gradients = backward(gy, {i for i, _ in places}, *residue)
+            gradients = backward(gy, {i for i, _ in places}, node.saved, *residue)
             return [(parent, gradients[i]) for i, parent in places]
         values = node.saved or {}
         if F is not None:

@@ -20,8 +20,8 @@ class Kernel(NamedTuple):
 
     Attributes:
         forward: f(*arguments) gives (result, residue), or None where the arguments do not suit it.
-        backward: f(gy, needed, *residue) gives a gradient for each argument whose position is in `needed`; None for
-            what is no op (an optimizer's update).
+        backward: f(gy, needed, saved, *residue) gives a gradient for each argument whose position is in `needed`; saved
+            is {name: value} of what the op's rules have named. None for what is no op (an optimizer's update).
     """
 
     forward: Callable[..., Any]

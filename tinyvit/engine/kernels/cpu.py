@@ -10,7 +10,8 @@ import numpy as np
 from tinyvit.engine.kernels import Kernel, loops
 
 Gradients = tuple[Any, ...]
-Residue = tuple[Any, ...]
+Saved = dict[str, Any]
+Residue = tuple[Any, ...]  # what a kernel keeps beside what its op's rules have named
 
 
 def _suit(*arrays: Any) -> bool:
@@ -35,18 +36,18 @@ def _linear(x: Any, weight: Any, bias: Any) -> tuple[Any, Residue] | None:
     y = np.matmul(_rows(x), weight.T)
     if bias is not None:
         loops.add_bias(y, bias)
-    return y.reshape(*x.shape[:-1], weight.shape[0]), (x, weight)
+    return y.reshape(*x.shape[:-1], weight.shape[0]), ()
 
 
-def _linear_backward(gy: Any, needed: set[int], x: Any, weight: Any) -> Gradients:
+def _linear_backward(gy: Any, needed: set[int], saved: Saved) -> Gradients:
     gy = _rows(np.ascontiguousarray(gy))
     gx = gweight = gbias = None
     if 0 in needed:
-        gx = np.matmul(gy, weight).reshape(x.shape)
+        gx = np.matmul(gy, saved["weight"]).reshape(saved["x_shape"])
     if 1 in needed:
-        gweight = np.matmul(gy.T, _rows(x))
+        gweight = np.matmul(gy.T, _rows(saved["x"]))
     if 2 in needed:
-        gbias = np.empty(len(weight), gy.dtype)
+        gbias = np.empty(gy.shape[1], gy.dtype)
         loops.sum_rows(gy, gbias)
     return gx, gweight, gbias
 
@@ -59,10 +60,11 @@ def _gelu(x: Any, approximate: str) -> tuple[Any, Residue] | None:
         return None
     y = np.empty_like(x)
     loops.gelu(x.reshape(-1), y.reshape(-1))
-    return y, (x,)
+    return y, ()
 
 
-def _gelu_backward(gy: Any, needed: set[int], x: Any) -> Gradients:
+def _gelu_backward(gy: Any, needed: set[int], saved: Saved) -> Gradients:
+    x = saved["x"]
     gx = np.empty_like(x)
     loops.gelu_backward(x.reshape(-1), np.ascontiguousarray(gy).reshape(-1), gx.reshape(-1))
     return (gx,)
@@ -76,10 +78,11 @@ def _layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Residu
         return None
     y, mean, rstd = np.empty_like(x), np.empty(x.shape[:-1], x.dtype), np.empty(x.shape[:-1], x.dtype)
     loops.layer_norm(_rows(x), weight, bias, float(eps), _rows(y), mean.reshape(-1), rstd.reshape(-1))
-    return y, (x, weight, mean, rstd)
+    return y, (mean, rstd)
 
 
-def _layer_norm_backward(gy: Any, needed: set[int], x: Any, weight: Any, mean: Any, rstd: Any) -> Gradients:
+def _layer_norm_backward(gy: Any, needed: set[int], saved: Saved, mean: Any, rstd: Any) -> Gradients:
+    x, weight = saved["x"], saved["weight"]
     gx, gweight, gbias = np.empty_like(x), np.empty_like(weight), np.empty_like(weight)
     rows = _rows(np.ascontiguousarray(gy)), _rows(x)
     loops.layer_norm_backward(*rows, weight, mean.reshape(-1), rstd.reshape(-1), _rows(gx), gweight, gbias)
@@ -114,10 +117,11 @@ def _attention(q: Any, k: Any, v: Any, scale: float | None) -> tuple[Any, Residu
         return None
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     y = np.empty((*q.shape[:-1], v.shape[-1]), q.dtype)
-    return y, (q, k, v, _attend(q, k, v, scale, y), scale)
+    return y, (_attend(q, k, v, scale, y), scale)
 
 
-def _attention_backward(gy: Any, needed: set[int], q: Any, k: Any, v: Any, a: Any, scale: float) -> Gradients:
+def _attention_backward(gy: Any, needed: set[int], saved: Saved, a: Any, scale: float) -> Gradients:
+    q, k, v = saved["q"], saved["k"], saved["v"]
     gradients = np.empty_like(q), np.empty_like(k), np.empty_like(v)
     _attend_backward(gy, q, k, v, a, scale, gradients)
     return gradients
@@ -129,10 +133,11 @@ def _multi_head(qkv: Any, num_heads: int) -> tuple[Any, Residue] | None:
     q, k, v = _heads(qkv, num_heads)
     y = np.empty((*qkv.shape[:2], qkv.shape[2] // 3), qkv.dtype)
     a = _attend(q, k, v, q.shape[-1] ** -0.5, _side_by_side(y, num_heads))
-    return y, (qkv, a, num_heads)
+    return y, (a,)
 
 
-def _multi_head_backward(gy: Any, needed: set[int], qkv: Any, a: Any, num_heads: int) -> Gradients:
+def _multi_head_backward(gy: Any, needed: set[int], saved: Saved, a: Any) -> Gradients:
+    qkv, num_heads = saved["qkv"], saved["num_heads"]
     q, k, v = _heads(qkv, num_heads)
     gqkv = np.empty_like(qkv)
     _attend_backward(_side_by_side(gy, num_heads), q, k, v, a, q.shape[-1] ** -0.5, _heads(gqkv, num_heads))
