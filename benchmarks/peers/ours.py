@@ -12,7 +12,7 @@ from _work import LR, WEIGHT_DECAY, Work
 import tinyvit as tv
 from tinyvit.engine import kernels as kernel_switch
 from tinyvit.engine.backend import namespace_on
-from tinyvit.training import AdamW, infer, parallel_backward
+from tinyvit.training import AdamW, infer, parallel_backward, shards_for
 
 
 class Ours:
@@ -26,12 +26,13 @@ class Ours:
         self.optimizer = AdamW(self.model.named_parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
         self.images, self.labels = xp.asarray(work.images), xp.asarray(work.labels)
         self.device, self.kernels = device, kernels
+        self.shards = shards_for(work.config, len(work.labels), device)
 
     def step(self) -> float:
         with self._switched():
             self.optimizer.zero_grad()
             if self.device == "cpu":
-                loss = parallel_backward(self._loss, self.images, self.labels)
+                loss = parallel_backward(self._loss, self.images, self.labels, shards=self.shards)
             else:
                 loss = self._loss(self.images, self.labels)
                 loss.backward()

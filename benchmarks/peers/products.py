@@ -88,7 +88,7 @@ class Products:
             self._lists = [products(c, batch // max(shards, 1)) for _ in range(cores() if shards else 1)]
             counted = self._rounds * sum(map(multiply_adds, self._lists))
             assert counted == expected, f"{counted} multiply-adds are not the {expected} of the summary"
-            if (seconds := min(self._clocked() for _ in range(3))) < fastest:
+            if (seconds := min(self._clocked() for _ in range(2))) < fastest:
                 fastest, chosen = seconds, (self._rounds, self._lists)
                 self.arrangement = f"{shards} shards, one BLAS thread each" if shards else "whole batch, BLAS threads"
         self._rounds, self._lists = chosen

@@ -31,6 +31,7 @@ from tinyvit.vit import ViTConfig
 T = TypeVar("T")
 R = TypeVar("R")
 SHARDS = 8  # of a batch on a CPU, if nobody says otherwise: a constant, so that a run does not depend on the machine
+SHARD_TOKENS = 512  # below it, adding the weights' gradients shows beside computing them
 WORTH = 3e7  # multiply-adds of a layer's forward pass that make a shard worth its own trip through the layers
 
 
@@ -175,18 +176,23 @@ def default_shards(device: str) -> int:
 
 
 def shards_for(config: ViTConfig, batch_size: int, device: str = "cpu") -> int:
-    """Return into how many shards a batch is cut best: as many as are worth it, at most 8; one on a GPU.
+    """Return into how many shards a batch is cut best: 8, 4 for few tokens, fewer for little work, one on a GPU.
 
-    Each shard is a walk through all layers, which costs the same however few images it takes along.
+    Each shard is a walk through all layers, which costs the same however few images it takes along, and adds a gradient
+    for every weight.
 
-    >>> shards_for(ViTConfig.named("vit_tiny_patch16_224"), 16)
+    >>> shards_for(ViTConfig.named("vit_tiny_patch16_224"), 64)
     8
+    >>> shards_for(ViTConfig.named("vit_tiny_patch16_224"), 16)
+    4
     >>> shards_for(ViTConfig(image_size=8, patch_size=4, channels=1, dim=64, num_heads=4), 128)
     1
     """
     tokens = config.num_patches + config.num_prefix_tokens
     layer = batch_size * tokens * config.dim * (4 * config.dim + 2 * config.mlp_hidden + 2 * tokens)
-    return max(1, min(default_shards(device), batch_size, int(layer / WORTH)))
+    most = default_shards(device)
+    most = most if batch_size * tokens >= most * SHARD_TOKENS else -(-most // 2)
+    return max(1, min(most, batch_size, int(layer / WORTH)))
 
 
 def cut(rows: int, shards: int) -> list[slice]:
