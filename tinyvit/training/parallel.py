@@ -31,7 +31,7 @@ from tinyvit.vit import ViTConfig
 T = TypeVar("T")
 R = TypeVar("R")
 SHARDS = 8  # of a batch on a CPU, if nobody says otherwise: a constant, so that a run does not depend on the machine
-SHARD_TOKENS = 512  # below it, adding the weights' gradients shows beside computing them
+SHARD_TOKENS = 768  # below it, adding the weights' gradients shows beside computing them
 WORTH = 3e7  # multiply-adds of a layer's forward pass that make a shard worth its own trip through the layers
 
 
