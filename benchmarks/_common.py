@@ -33,7 +33,7 @@ def paired(
     Args:
         candidates: what is called, by name.
         rounds: turns of each candidate.
-        warmup: calls before the first turn, at least 1, not counted.
+        warmup: calls before the first turn, not counted; without any, a turn is one call.
         limit: seconds; who has had so many sits out the rounds that are left.
 
     Returns:
@@ -42,7 +42,7 @@ def paired(
     calls = {}
     for name, run in candidates.items():
         took = [_clocked(run, 1) for _ in range(warmup)]
-        calls[name] = max(1, round(TURN / took[-1]))
+        calls[name] = max(1, round(TURN / took[-1])) if took else 1
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     before = _processor_seconds()
     for _ in range(rounds):

@@ -10,9 +10,10 @@ memory is kept for the next array, as in a train step of tinyvit; it is the proc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -120,14 +121,19 @@ def measure(op: str, backward: bool, rounds: int) -> dict[str, Any]:
     }
 
 
-def one_thread() -> AbstractContextManager[Any]:
+@contextmanager
+def one_thread() -> Iterator[None]:
     """NumPy's BLAS and PyTorch on one thread."""
-    if find_spec("torch"):
-        import torch
-
-        torch.set_num_threads(1)
-    limits: AbstractContextManager[Any] = threadpool_limits(1)
-    return limits
+    torch: Any = import_module("torch") if find_spec("torch") else None
+    usual = torch.get_num_threads() if torch else 0
+    with threadpool_limits(1):
+        if torch:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            if torch:
+                torch.set_num_threads(usual)
 
 
 def main() -> None:
