@@ -72,9 +72,7 @@ def _load(device: str) -> dict[str, Kernel]:
         return {}
     try:
         from tinyvit.engine.kernels import cpu
-    except (
-        RuntimeError
-    ) as error:  # Numba finds no folder to keep what it compiles: neither the package's nor the user's
-        warnings.warn(f"tinyvit computes without kernels: {error} (set NUMBA_CACHE_DIR)", stacklevel=2)
+    except (ImportError, RuntimeError) as error:  # a Numba for another NumPy, or no folder to keep what it compiles
+        warnings.warn(f"tinyvit computes without kernels: {error}", stacklevel=2)
         return {}
     return cpu.KERNELS
