@@ -528,3 +528,14 @@ def test_the_norm_of_many_gradients_does_not_depend_on_where_they_lie():
     strided.grad = tv.tensor(np.arange(12.0).reshape(3, 4).T)
     clip_grad_norm([strided], 1.0)
     assert np.linalg.norm(strided.grad.numpy()) == pytest.approx(1.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS.values(), ids=list(OPTIMIZERS))
+def test_a_step_without_any_gradient_changes_nothing(kind):
+    parameters = leaves(0)
+    optimizer = kind(parameters.items(), lr=0.1)
+    before = optimizer.state_dict()
+    optimizer.step()
+    assert_same(optimizer.state_dict(), before)
+    for name, p in leaves(0).items():
+        np.testing.assert_array_equal(parameters[name].numpy(), p.numpy())

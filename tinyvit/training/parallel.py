@@ -231,11 +231,12 @@ def in_workers(function: Callable[[T], R], items: Sequence[T], workers: int | No
     Raises:
         Exception: the first item's that failed, after all workers have stopped.
     """
-    workers = min(default_workers() if workers is None else workers, len(items))
+    workers = default_workers() if workers is None else workers
     if workers < 1:
         raise ValueError(f"workers is {workers}; it must be at least 1")
+    workers = min(workers, len(items))
     keep_freed_memory()
-    if workers == 1 or _thread.is_worker:  # a worker waits for no other, or all might wait
+    if workers <= 1 or _thread.is_worker:  # a worker waits for no other, or all might wait
         with one_blas_thread():
             return [function(item) for item in items]
     with one_blas_thread():
