@@ -126,14 +126,13 @@ class Primitive:
             if isinstance(y, (tuple, list)):
                 return self._several(xp, y, residue, arguments, arrays, parents, tracked)
             y = _not_a_scalar(xp, y)
-        version = [0] if y.base is None else _version_of(xp, y, arguments)
+        result = Tensor(y, None, None if y.base is None else _version_of(xp, y, arguments))
         dtype = y.dtype
-        if not tracked or dtype.kind != "f":  # integers and bools are steps: their gradient is zero wherever it exists
-            return Tensor(y, None, version)
-        node = Node(self, tuple(parents), y.shape, dtype)
-        node.kernel = kernel
-        self._save(node, tracked, arguments, arrays, y, residue, version)
-        return Tensor(y, node, version)
+        if tracked and dtype.kind == "f":  # integers and bools are steps: their gradient is zero wherever it exists
+            node = result.node = Node(self, tuple(parents), y.shape, dtype)
+            node.kernel = kernel
+            self._save(node, tracked, arguments, arrays, result, residue)
+        return result
 
     def _run(self, xp: Namespace, arrays: Sequence[Any]) -> tuple[Any, Any, Any]:
         """(result, residue, kernel): what the forward gives, or a kernel in its place, which has its own residue."""
@@ -164,7 +163,7 @@ class Primitive:
         node = None
         if tracked:
             node = Node(self, tuple(parents), [part.shape for part in parts], [part.dtype for part in parts])
-            self._save(node, tracked, arguments, arrays, parts, residue, [0])
+            self._save(node, tracked, arguments, arrays, Tensor(parts), residue)
         return tuple(
             Tensor(
                 part,
@@ -174,7 +173,7 @@ class Primitive:
             for i, part in enumerate(parts)
         )
 
-    def _save(self, node: Node, tracked: int, arguments: Any, arrays: Any, y: Any, residue: Any, version: Any) -> None:
+    def _save(self, node: Node, tracked: int, arguments: Any, arrays: Any, result: Any, residue: Any) -> None:
         """Keep what the rules of the tracked arguments have named, and nothing else."""
         plan = self._plans.get(tracked)
         if plan is None:
@@ -188,8 +187,8 @@ class Primitive:
                 if isinstance(argument, Tensor):
                     stamps += ((name, argument.version, argument.version[0]),)
             elif kind == "y":
-                saved[name] = y
-                stamps += ((name, version, version[0]),)
+                saved[name] = result.data
+                stamps += ((name, result.version, result.version[0]),)
             elif kind == "shape":
                 saved[name] = getattr(arrays[i], "shape", ())
             elif kind == "residue":
@@ -347,13 +346,13 @@ def _on_tape(value: Any, parent: Node | None, version: list[int] | None) -> Any:
     return Tensor(value, parent, version) if hasattr(value, "dtype") else value
 
 
-def _version_of(xp: Namespace, y: Any, arguments: Sequence[Any]) -> list[int]:
+def _version_of(xp: Namespace, y: Any, arguments: Sequence[Any]) -> list[int] | None:
     """A view is overwritten when what it looks at is, so it shares the version of the Tensor it came from."""
     if y.base is not None:
         for argument in arguments:
             if isinstance(argument, Tensor) and xp.may_share_memory(y, argument.data):
                 return argument.version
-    return [0]
+    return None
 
 
 @overload

@@ -59,7 +59,6 @@ class Tensor:
     Attributes:
         data: the numpy.ndarray or cupy.ndarray itself.
         node: its place on the tape, None where no gradient flows.
-        version: a counter in a list, shared by views, that item assignment advances.
 
     >>> import numpy as np, tinyvit as tv
     >>> x = tv.tensor([[1.0, 2.0]], requires_grad=True)
@@ -71,13 +70,20 @@ class Tensor:
     Tensor([[ 6., 12.]], dtype=float32)
     """
 
-    __slots__ = ("__weakref__", "data", "node", "version")
+    __slots__ = ("__weakref__", "_version", "data", "node")
     __array_ufunc__ = None  # numpy.ndarray + Tensor defers to Tensor
 
     def __init__(self, data: Array, node: Node | None = None, version: list[int] | None = None):
         self.data = data
         self.node = node
-        self.version = [0] if version is None else version
+        self._version = version
+
+    @property
+    def version(self) -> list[int]:
+        """A counter in a list, shared by views, that item assignment advances."""
+        if self._version is None:  # most results are never asked; a leaf, which threads may share, has one at once
+            self._version = [0]
+        return self._version
 
     # -------------------------------------------------------------------------------------------------------- the array
 
@@ -196,7 +202,7 @@ class Tensor:
         if not self.is_leaf:
             raise TapeError("rebind() is for leaves; a computed Tensor belongs to the tape")
         self.data = data
-        self.version = [0]
+        self._version = [0]
         if self.node is not None:
             self.node = _leaf(data)
 
@@ -372,7 +378,7 @@ def tensor(data: Any, dtype: Any = None, device: str | None = None, requires_gra
         array = (namespace_on(device) if device else default_namespace()).asarray(host)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"a Tensor holds floating-point numbers, integers or bools, not {array.dtype}")
-    return Tensor(array, _leaf(array) if requires_grad else None)
+    return Tensor(array, _leaf(array) if requires_grad else None, version=[0])
 
 
 def grad(

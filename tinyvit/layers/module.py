@@ -23,7 +23,7 @@ class Parameter(Tensor):
     __slots__ = ("decay",)
 
     def __init__(self, data: Array, decay: bool | None = None):
-        super().__init__(data)
+        super().__init__(data, version=[0])
         self.requires_grad = True
         self.decay = data.ndim > 1 if decay is None else decay
 

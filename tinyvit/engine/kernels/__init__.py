@@ -60,11 +60,14 @@ def switched(on: bool) -> Iterator[None]:
 
 def find(name: str, device: str) -> Kernel | None:
     """Return the kernel of an op on a device, if there is one."""
-    if not _wanted:
-        return None
+    return table(device).get(name) if _wanted else None
+
+
+def table(device: str) -> dict[str, Kernel]:
+    """Return a device's kernels by name, loaded when first asked for."""
     if device not in _found:
         _found[device] = _load(device)
-    return _found[device].get(name)
+    return _found[device]
 
 
 def _load(device: str) -> dict[str, Kernel]:
