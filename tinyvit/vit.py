@@ -233,7 +233,7 @@ class ViT(Module):
             ValueError: not four axes, another number of channels, or sides that P does not divide.
             TypeError: integer images; scale them to floating-point numbers first.
         """
-        return self.head(self.pooled(self.features(images)))
+        return self.head(self.pooled(self.features(images))).astype(self.head.weight.dtype)
 
     def features(self, images: Any) -> Tensor:
         """(B, C, H, W) → tokens (B, prefix + N, D) after the last norm; the class token, if any, is the first."""
@@ -241,13 +241,13 @@ class ViT(Module):
         for layer in self.blocks:
             last = layer is self.blocks[-1]  # whose turn in the sweep comes at once: nothing is won by waiting
             x = checkpoint(layer, x, layer.parameters()) if self.config.checkpoint and not last else layer(x)
-        return self.norm(x)
+        return self.norm(x).astype(x.dtype)
 
     def embed(self, images: Any) -> Tensor:
         """(B, C, H, W) → tokens (B, prefix + N, D), with their positions, before the first layer."""
         images = self._as_images(images)
         P = self.config.patch_size
-        x = self.patch_embed(images)
+        x = self.patch_embed(images).astype(self.head.weight.dtype)  # of 16 bits under `tv.precision`: sums are not
         if self.cls_token is not None:
             x = _before(self.cls_token, x)
         x = self.pos_embed(x, (images.shape[2] // P, images.shape[3] // P))

@@ -10,6 +10,7 @@ from tinyvit.engine import ops
 from tinyvit.engine.backend import BackendError, gpu_available, use_backend
 from tinyvit.engine.findings import GradcheckError
 from tinyvit.engine.gradcheck import gradcheck, gradgradcheck
+from tinyvit.engine.mixed_precision import precision
 from tinyvit.engine.primitive import Primitive, primitive
 from tinyvit.engine.random import seed
 from tinyvit.engine.recompute import checkpoint
@@ -29,6 +30,7 @@ __all__ = [
     "gradgradcheck",
     "no_grad",
     "ops",
+    "precision",
     "primitive",
     "seed",
     "tensor",

@@ -128,7 +128,7 @@ class Primitive:
             y = _not_a_scalar(xp, y)
         result = Tensor(y, None, None if y.base is None else _version_of(xp, y, arguments))
         dtype = y.dtype
-        if tracked and dtype.kind == "f":  # integers and bools are steps: their gradient is zero wherever it exists
+        if tracked and dtype.kind in "fV":  # V: bfloat16; integers and bools are steps: their gradient is zero wherever it exists
             node = result.node = Node(self, tuple(parents), y.shape, dtype)
             node.kernel = kernel
             self._save(node, tracked, arguments, arrays, result, residue)
@@ -167,7 +167,7 @@ class Primitive:
         return tuple(
             Tensor(
                 part,
-                Part(node, i, part.shape, part.dtype) if node and part.dtype.kind == "f" else None,
+                Part(node, i, part.shape, part.dtype) if node and part.dtype.kind in "fV" else None,
                 _version_of(xp, part, arguments),
             )
             for i, part in enumerate(parts)
@@ -295,7 +295,7 @@ class Primitive:
         versions = {name: version for name, version, _ in node.stamps}
         if isinstance(values.get("y"), list):
             tensors["y"] = [
-                Tensor(part, Part(node, i, part.shape, part.dtype) if part.dtype.kind == "f" else None)
+                Tensor(part, Part(node, i, part.shape, part.dtype) if part.dtype.kind in "fV" else None)
                 for i, part in enumerate(values["y"])
             ]
         elif "y" in values:

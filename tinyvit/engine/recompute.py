@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tinyvit.engine import random
+from tinyvit.engine.mixed_precision import current, precision
 from tinyvit.engine.primitive import Primitive, alias
 from tinyvit.engine.tape import Leaf, Node, mode, recording, sweep
 from tinyvit.engine.tensor import Tensor
@@ -46,7 +47,7 @@ def checkpoint(function: Callable[[Tensor], Tensor], x: Tensor, parameters: Iter
     chance = copy.deepcopy(random.generator())
     with recording(False):
         y = function(x)
-    node = Node(_Checkpoint(function, leaves, chance), (x.node, *(p.node for p in leaves)), y.shape, y.dtype)
+    node = Node(_Checkpoint(function, leaves, chance, current()), (x.node, *(p.node for p in leaves)), y.shape, y.dtype)
     node.saved = {"x": x.data}
     node.stamps = tuple((name, t.version, t.version[0]) for name, t in [("x", x), *(("w", p) for p in leaves)])
     return Tensor(y.data, node)
@@ -58,10 +59,13 @@ class _Checkpoint:
     name = "checkpoint"
     twin = None
 
-    def __init__(self, function: Callable[[Tensor], Tensor], leaves: list[Tensor], chance: np.random.Generator):
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], leaves: list[Tensor], chance: np.random.Generator, numbers: str
+    ):
         self.function = function
         self.leaves = leaves
         self.chance = chance
+        self.precision = numbers
 
     check_unwritten: Any = Primitive.check_unwritten
 
@@ -74,7 +78,7 @@ class _Checkpoint:
         else:  # on the tape itself, so that the recorded sweep can be differentiated again
             x = Tensor(data, parent)
             x = alias(x) if parent is not None else x
-        with recording(True), random.using(copy.deepcopy(self.chance)):
+        with recording(True), precision(self.precision), random.using(copy.deepcopy(self.chance)):
             y = self.function(x)
         if y.node is None:
             return []

@@ -71,11 +71,15 @@ def table(device: str) -> dict[str, Kernel]:
 
 
 def _load(device: str) -> dict[str, Kernel]:
-    if device != "cpu" or not available():
-        return {}
     try:
-        from tinyvit.engine.kernels import cpu
-    except (ImportError, RuntimeError) as error:  # a Numba for another NumPy, or no folder to keep what it compiles
+        if device == "gpu":
+            from tinyvit.engine.kernels import gpu
+
+            return gpu.ready()
+        if available():
+            from tinyvit.engine.kernels import cpu
+
+            return cpu.KERNELS
+    except (ImportError, RuntimeError) as error:  # for instance a Numba for another NumPy, or no cuBLAS
         warnings.warn(f"tinyvit computes without kernels: {error}", stacklevel=2)
-        return {}
-    return cpu.KERNELS
+    return {}

@@ -1,0 +1,287 @@
+// Attention in one pass, for 16-bit numbers: softmax(Q · Kᵀ · scale) · V of every head, read from where the packed product
+// left Q, K and V. The scores never reach memory. A block takes 64 rows, 16 a warp, and goes through the other side in
+// tiles of 64 rows in shared memory; products are made by the tensor cores, sums and the softmax are float32. Forward, a
+// row's sum is rescaled whenever a larger score comes; what is kept is its log₂ Σ 2ˢ, from which the backward kernels get
+// the weights again. Each gradient is summed by one warp in one order, so that every run gives the same bits.
+//
+// Source: Dao, FlashAttention-2, 2023; the layout of fragments is that of the PTX manual (mma.m16n8k16, ldmatrix).
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+using bfloat16 = __nv_bfloat16;
+using float16 = __half;
+using size = long long;
+
+#define INFINITE __int_as_float(0x7f800000)
+#define LOG2_E 1.44269504f
+
+constexpr int ROWS = 64;  // of a tile; 16 a warp
+constexpr int PAD = 8;    // numbers; rows of a tile begin in different banks
+
+// What a warp multiplies: 16 × 16 numbers of the left matrix, 16 × 8 of the right one; a thread holds two a register.
+struct Left {
+    unsigned at[4];
+};
+
+__device__ inline void multiply(float (&c)[4], const Left &a, unsigned b0, unsigned b1, bfloat16) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a.at[0]), "r"(a.at[1]), "r"(a.at[2]), "r"(a.at[3]), "r"(b0), "r"(b1));
+}
+
+__device__ inline void multiply(float (&c)[4], const Left &a, unsigned b0, unsigned b1, float16) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a.at[0]), "r"(a.at[1]), "r"(a.at[2]), "r"(a.at[3]), "r"(b0), "r"(b1));
+}
+
+__device__ inline unsigned pair(float low, float high, bfloat16) {
+    __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+    return *(unsigned *)&both;
+}
+
+__device__ inline unsigned pair(float low, float high, float16) {
+    __half2 both = __floats2half2_rn(low, high);
+    return *(unsigned *)&both;
+}
+
+// Four 8 × 8 blocks of shared memory; each lane names a row.
+__device__ inline void load(unsigned (&r)[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"((unsigned)__cvta_generic_to_shared(row)));
+}
+
+__device__ inline void load_transposed(unsigned (&r)[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"((unsigned)__cvta_generic_to_shared(row)));
+}
+
+__device__ inline int lane() { return threadIdx.x % 32; }
+__device__ inline int warp() { return threadIdx.x / 32; }
+
+template <class T, int D>
+struct Tile {
+    T at[ROWS][D + PAD];
+
+    // Rows first … first + 63 of a matrix with N rows, `step` numbers apart; zeros beyond its end.
+    __device__ void fetch(const T *from, size step, int first, int N) {
+        for (int i = threadIdx.x; i < ROWS * D / 8; i += blockDim.x) {
+            int row = i / (D / 8), column = i % (D / 8) * 8;
+            uint4 numbers = make_uint4(0, 0, 0, 0);
+            if (first + row < N) numbers = *(const uint4 *)(from + (first + row) * step + column);
+            *(uint4 *)&at[row][column] = numbers;
+        }
+    }
+
+    // This warp's 16 rows, as left factors.
+    __device__ void rows(Left (&a)[D / 16]) const {
+        for (int k = 0; k < D / 16; k++)
+            load(a[k].at, &at[warp() * 16 + lane() % 16][k * 16 + lane() / 16 * 8]);
+    }
+
+    // c (16 × 64) += a · tileᵀ, as far as the tile has rows
+    __device__ void times_transposed(float (&c)[ROWS / 8][4], const Left (&a)[D / 16], int rows) const {
+#pragma unroll
+        for (int n = 0; n < ROWS / 8; n += 2) {
+            if (n * 8 >= rows) break;
+#pragma unroll
+            for (int k = 0; k < D / 16; k++) {
+                unsigned b[4];
+                load(b, &at[n * 8 + lane() % 8 + lane() / 16 * 8][k * 16 + lane() / 8 % 2 * 8]);
+                multiply(c[n], a[k], b[0], b[1], T());
+                multiply(c[n + 1], a[k], b[2], b[3], T());
+            }
+        }
+    }
+
+    // c (16 × D) += p (16 × 64) · tile, as far as the tile has rows; p is rounded to T
+    __device__ void times(float (&c)[D / 8][4], const float (&p)[ROWS / 8][4], int rows) const {
+#pragma unroll
+        for (int k = 0; k < ROWS / 16; k++) {
+            if (k * 16 >= rows) break;
+            const float(&p0)[4] = p[2 * k], (&p1)[4] = p[2 * k + 1];
+            Left a = {pair(p0[0], p0[1], T()), pair(p0[2], p0[3], T()), pair(p1[0], p1[1], T()), pair(p1[2], p1[3], T())};
+#pragma unroll
+            for (int n = 0; n < D / 8; n += 2) {
+                unsigned b[4];
+                load_transposed(b, &at[k * 16 + lane() % 16][n * 8 + lane() / 16 * 8]);
+                multiply(c[n], a, b[0], b[1], T());
+                multiply(c[n + 1], a, b[2], b[3], T());
+            }
+        }
+    }
+};
+
+// Where this block's head lies: block (tile, image · heads + head).
+template <int D>
+struct Head {
+    int heads, N, head, first;
+    size image, step, row;  // numbers from row to row of qkv; `row` is the head's first in arrays (images, heads, N)
+
+    __device__ Head(int heads, int N) : heads(heads), N(N) {
+        image = blockIdx.y / heads, head = blockIdx.y % heads, first = blockIdx.x * ROWS;
+        step = (size)3 * heads * D, row = (size)blockIdx.y * N;
+    }
+    __device__ size packed(int which) const { return image * N * step + (which * heads + head) * D; }
+    __device__ size beside() const { return (image * N * heads + head) * D; }  // in (images, N, heads · D)
+    __device__ bool idle() const { return first + warp() * 16 >= N; }          // a warp without rows only helps to fetch
+    __device__ int mine(int half) const { return first + warp() * 16 + lane() / 4 + half * 8; }
+};
+
+// Write 16 × D sums of a warp to rows `step` apart.
+template <class T, int D, class H>
+__device__ inline void write(T *to, size step, const H &head, const float (&c)[D / 8][4], const float (&factor)[2]) {
+    for (int half = 0; half < 2; half++) {
+        int row = head.mine(half);
+        if (row >= head.N) continue;
+        for (int n = 0; n < D / 8; n++)
+            *(unsigned *)(to + row * step + n * 8 + lane() % 4 * 2) =
+                pair(c[n][2 * half] * factor[half], c[n][2 * half + 1] * factor[half], T());
+    }
+}
+
+// y = softmax(Q · Kᵀ · scale) · V, and logs (images, heads, N) = log₂ Σ 2ˢ of each row, s = scores · scale · log₂ e
+template <class T, int D>
+__global__ void attention(const T *qkv, T *y, float *logs, int N, int heads, float scale) {
+    __shared__ Tile<T, D> keys, values;
+    Head<D> head(heads, N);
+    Left q[D / 16];
+    keys.fetch(qkv + head.packed(0), head.step, head.first, N);
+    __syncthreads();
+    keys.rows(q);
+    float out[D / 8][4] = {}, largest[2] = {-INFINITE, -INFINITE}, total[2] = {};
+    scale *= LOG2_E;
+    for (int first = 0; first < N; first += ROWS) {
+        __syncthreads();
+        keys.fetch(qkv + head.packed(1), head.step, first, N);
+        values.fetch(qkv + head.packed(2), head.step, first, N);
+        __syncthreads();
+        if (head.idle()) continue;
+        float s[ROWS / 8][4] = {};
+        keys.times_transposed(s, q, N - first);
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            float top = largest[half];
+#pragma unroll
+            for (int n = 0; n < ROWS / 8; n++)
+                for (int i = 2 * half; i < 2 * half + 2; i++) {
+                    bool there = first + n * 8 + lane() % 4 * 2 + i % 2 < N;
+                    s[n][i] = there ? s[n][i] * scale : -INFINITE;
+                    top = fmaxf(top, s[n][i]);
+                }
+            top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+            top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+            float shrink = exp2f(largest[half] - top), sum = 0;
+            largest[half] = top;
+#pragma unroll
+            for (int n = 0; n < ROWS / 8; n++)
+                for (int i = 2 * half; i < 2 * half + 2; i++) sum += s[n][i] = exp2f(s[n][i] - top);
+            total[half] = total[half] * shrink + sum;
+#pragma unroll
+            for (int n = 0; n < D / 8; n++) out[n][2 * half] *= shrink, out[n][2 * half + 1] *= shrink;
+        }
+        values.times(out, s, N - first);
+    }
+    float factor[2];
+    for (int half = 0; half < 2; half++) {
+        total[half] += __shfl_xor_sync(~0u, total[half], 1);
+        total[half] += __shfl_xor_sync(~0u, total[half], 2);
+        factor[half] = 1.f / total[half];
+        if (lane() % 4 == 0 && head.mine(half) < N)
+            logs[head.row + head.mine(half)] = largest[half] + log2f(total[half]);
+    }
+    write<T, D>(y + head.beside(), (size)heads * D, head, out, factor);
+}
+
+// Σ ∂L/∂y · y of each row and head, which is Σ ∂L/∂A · A: (images, heads, N). A warp a row.
+template <class T, int D>
+__global__ void row_products(const T *gy, const T *y, float *out, int N, int heads, size rows) {
+    size row = ((size)blockIdx.x * blockDim.x + threadIdx.x) / 32;  // of (images, N, heads)
+    if (row >= rows) return;
+    float sum = 0;
+    for (int i = lane(); i < D; i += 32) sum += (float)gy[row * D + i] * (float)y[row * D + i];
+    for (int i = 16; i; i /= 2) sum += __shfl_xor_sync(~0u, sum, i);
+    size head = row % heads, token = row / heads % N, image = row / heads / N;
+    if (lane() == 0) out[(image * heads + head) * N + token] = sum;
+}
+
+// ∂L/∂Q = ∂L/∂S · K · scale with ∂L/∂S = A · (∂L/∂A − Σ ∂L/∂A · A): a block takes 64 queries through all keys.
+template <class T, int D>
+__global__ void attention_queries(const T *qkv, const T *gy, const float *logs, const float *dots, T *gqkv, int N,
+                                  int heads, float scale) {
+    __shared__ Tile<T, D> keys, values;
+    Head<D> head(heads, N);
+    Left q[D / 16], g[D / 16];
+    keys.fetch(qkv + head.packed(0), head.step, head.first, N);
+    values.fetch(gy + head.beside(), (size)heads * D, head.first, N);
+    __syncthreads();
+    keys.rows(q), values.rows(g);
+    float log[2], dot[2], gq[D / 8][4] = {};
+    for (int half = 0; half < 2; half++) {
+        bool there = head.mine(half) < N;
+        log[half] = there ? logs[head.row + head.mine(half)] : INFINITE;
+        dot[half] = there ? dots[head.row + head.mine(half)] : 0.f;
+    }
+    for (int first = 0; first < N; first += ROWS) {
+        __syncthreads();
+        keys.fetch(qkv + head.packed(1), head.step, first, N);
+        values.fetch(qkv + head.packed(2), head.step, first, N);
+        __syncthreads();
+        if (head.idle()) continue;
+        float s[ROWS / 8][4] = {}, ga[ROWS / 8][4] = {};
+        keys.times_transposed(s, q, N - first);
+        values.times_transposed(ga, g, N - first);
+#pragma unroll
+        for (int n = 0; n < ROWS / 8; n++)
+            for (int i = 0; i < 4; i++)  // a key beyond the end is a row of zeros, and adds nothing
+                s[n][i] = exp2f(s[n][i] * scale * LOG2_E - log[i / 2]) * (ga[n][i] - dot[i / 2]);
+        keys.times(gq, s, N - first);
+    }
+    float factor[2] = {scale, scale};
+    write<T, D>(gqkv + head.packed(0), head.step, head, gq, factor);
+}
+
+// ∂L/∂V = Aᵀ · ∂L/∂O and ∂L/∂K = ∂L/∂Sᵀ · Q · scale: a block takes 64 keys through all queries, everything transposed.
+template <class T, int D>
+__global__ void attention_keys(const T *qkv, const T *gy, const float *logs, const float *dots, T *gqkv, int N,
+                               int heads, float scale) {
+    __shared__ Tile<T, D> queries, gs;
+    __shared__ float log[ROWS], dot[ROWS];
+    Head<D> head(heads, N);
+    Left k[D / 16], v[D / 16];
+    queries.fetch(qkv + head.packed(1), head.step, head.first, N);
+    gs.fetch(qkv + head.packed(2), head.step, head.first, N);
+    __syncthreads();
+    queries.rows(k), gs.rows(v);
+    float gk[D / 8][4] = {}, gv[D / 8][4] = {};
+    for (int first = 0; first < N; first += ROWS) {
+        __syncthreads();
+        queries.fetch(qkv + head.packed(0), head.step, first, N);
+        gs.fetch(gy + head.beside(), (size)heads * D, first, N);
+        if (threadIdx.x < ROWS) {
+            bool there = first + threadIdx.x < N;
+            log[threadIdx.x] = there ? logs[head.row + first + threadIdx.x] : INFINITE;  // a weight of 0
+            dot[threadIdx.x] = there ? dots[head.row + first + threadIdx.x] : 0.f;
+        }
+        __syncthreads();
+        if (head.idle()) continue;
+        float a[ROWS / 8][4] = {}, ga[ROWS / 8][4] = {};
+        queries.times_transposed(a, k, N - first);
+        gs.times_transposed(ga, v, N - first);
+#pragma unroll
+        for (int n = 0; n < ROWS / 8; n++)
+            for (int i = 0; i < 4; i++) {
+                int column = n * 8 + lane() % 4 * 2 + i % 2;
+                a[n][i] = exp2f(a[n][i] * scale * LOG2_E - log[column]);
+                ga[n][i] = a[n][i] * (ga[n][i] - dot[column]);
+            }
+        gs.times(gv, a, N - first);
+        queries.times(gk, ga, N - first);
+    }
+    float one[2] = {1.f, 1.f}, factor[2] = {scale, scale};
+    write<T, D>(gqkv + head.packed(1), head.step, head, gk, factor);
+    write<T, D>(gqkv + head.packed(2), head.step, head, gv, one);
+}
