@@ -50,7 +50,12 @@ class Work:
     @classmethod
     def of(cls, fields: dict[str, Any], batch: int) -> Work:
         """Draw a batch for a config."""
-        config, rng = tv.ViTConfig(**fields), np.random.default_rng(0)
+        return cls.of_config(tv.ViTConfig(**fields), batch)
+
+    @classmethod
+    def of_config(cls, config: tv.ViTConfig, batch: int) -> Work:
+        """Draw a batch for a model."""
+        rng = np.random.default_rng(0)
         images = rng.standard_normal((batch, config.channels, config.height, config.width), np.float32)
         return cls(config, images, rng.integers(0, config.num_classes, batch))
 

@@ -25,6 +25,7 @@ from tinyvit.data import DataError, load_dataset
 from tinyvit.data.files import read_image
 from tinyvit.engine import BackendError
 from tinyvit.engine.backend import namespace_on
+from tinyvit.engine.mixed_precision import PRECISIONS
 from tinyvit.training import (
     CheckpointError,
     ConfigError,
@@ -95,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="one value of the config: training.lr=1e-3"
     )
+    train.add_argument("--precision", choices=PRECISIONS, help="what a GPU computes in (fp32)")
+    train.add_argument("--graph", action="store_true", help="launch a step on a GPU as one CUDA graph: small models")
     _add_workers(train)
     _add_device(train)
 
@@ -172,6 +175,7 @@ def _train(options: argparse.Namespace) -> int:
         ("data", "name", options.data),
         ("training", "epochs", options.epochs),
         ("training", "seed", options.seed),
+        ("training", "precision", options.precision),
     ):
         if value is not None:
             flags[table][key] = value
@@ -182,7 +186,7 @@ def _train(options: argparse.Namespace) -> int:
         flags,
     )
     folder = folder or _new_folder(tables["data"].get("name", "digits"))
-    run = Run(tables, folder, options.device, options.resume, options.workers)
+    run = Run(tables, folder, options.device, options.resume, options.workers, options.graph)
     _introduce(run)
     with _progress(run.trainer) as (on_step, on_record), _stop_on_signals(run.trainer) as received:
         try:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from importlib import import_module
 from importlib.util import find_spec
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from _work import Work
@@ -31,15 +31,17 @@ class Kind(NamedTuple):
     package: str
     module: str
     name: str
-    settings: dict[str, bool]
+    settings: dict[str, Any]
 
 
 OURS = "tinyvit"
 PLAIN = "tinyvit without kernels"
+GRAPH = "tinyvit graph"
 KINDS = {
     OURS: Kind("tinyvit", "ours", "Ours", {}),
     PLAIN: Kind("tinyvit", "ours", "Ours", {"kernels": False}),
     "tinyvit checkpoint": Kind("tinyvit", "ours", "Ours", {"checkpoint": True}),
+    GRAPH: Kind("tinyvit", "ours", "Ours", {"graph": True}),
     "torch": Kind("torch", "pytorch", "PyTorch", {}),
     "torch checkpoint": Kind("torch", "pytorch", "PyTorch", {"checkpoint": True}),
     "compile": Kind("torch", "pytorch", "PyTorch", {"compiled": True}),
@@ -49,11 +51,10 @@ KINDS = {
 OTHERS = ("torch", "compile", "jax", "autograd")
 
 
-def make(name: str, work: Work, device: str = "cpu") -> Peer:
-    """Return a peer that is ready to do the work on a device, "cpu" or "gpu"."""
+def make(name: str, work: Work, device: str = "cpu", **more: Any) -> Any:
+    """Return a peer that is ready to do the work on a device, "cpu" or "gpu", perhaps with more settings."""
     kind = KINDS[name]
-    peer: Peer = getattr(import_module(f"peers.{kind.module}"), kind.name)(work, device, **kind.settings)
-    return peer
+    return getattr(import_module(f"peers.{kind.module}"), kind.name)(work, device, **kind.settings, **more)
 
 
 def installed(names: Iterable[str]) -> list[str]:

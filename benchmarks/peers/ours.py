@@ -13,12 +13,24 @@ import tinyvit as tv
 from tinyvit.engine import kernels as kernel_switch
 from tinyvit.engine.backend import namespace_on
 from tinyvit.training import AdamW, infer, parallel_backward, shards_for
+from tinyvit.training.graph import StepGraph
 
 
 class Ours:
-    """tinyvit; without kernels it runs its array code, with checkpoint it computes encoder layers twice."""
+    """tinyvit; without kernels it runs its array code, with checkpoint it computes encoder layers twice.
 
-    def __init__(self, work: Work, device: str, kernels: bool = True, checkpoint: bool = False):
+    On a GPU, `precision` is what it computes in, and with `graph` forward and backward are one CUDA graph.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        device: str,
+        kernels: bool = True,
+        checkpoint: bool = False,
+        precision: str = "fp32",
+        graph: bool = False,
+    ):
         xp = namespace_on(device)
         self.model = tv.ViT(replace(work.config, checkpoint=True) if checkpoint else work.config)
         self.model.load_state_dict(work.state())
@@ -26,18 +38,25 @@ class Ours:
         self.optimizer = AdamW(self.model.named_parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
         self.images, self.labels = xp.asarray(work.images), xp.asarray(work.labels)
         self.device, self.kernels = device, kernels
+        self.precision = precision
         self.shards = shards_for(work.config, len(work.labels), device)
+        self.graph = StepGraph(self._sweep, self.optimizer.parameters) if graph else None
+        self._backward = self.graph or self._sweep
 
     def step(self) -> float:
+        return float(self.queue())  # on a GPU this waits
+
+    def queue(self) -> Any:
+        """Make a step and return its loss, without waiting for it."""
         with self._switched():
             self.optimizer.zero_grad()
-            if self.device == "cpu":
-                loss = parallel_backward(self._loss, self.images, self.labels, shards=self.shards)
-            else:
-                loss = self._loss(self.images, self.labels)
-                loss.backward()
+            (loss,) = self._backward(self.images, self.labels)
             self.optimizer.step()
-            return loss.item()  # on a GPU this waits for the step before
+            return loss
+
+    def _sweep(self, images: Any, labels: Any) -> tuple[Any]:
+        with tv.precision(self.precision):
+            return (parallel_backward(self._loss, images, labels, shards=self.shards).data,)
 
     def forward(self) -> np.ndarray:
         with self._switched():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,12 +55,19 @@ class Model(nn.Module):
 
 
 class PyTorch:
-    """PyTorch: eager; compiled, with the optimizer's fused form as well; or with layers computed twice."""
+    """PyTorch: eager; compiled, with the optimizer's fused form as well; or with layers computed twice.
 
-    def __init__(self, work: Work, device: str, compiled: bool = False, checkpoint: bool = False):
+    On a GPU the optimizer's fused form is taken always, and `precision` is what autocast computes in.
+    """
+
+    def __init__(
+        self, work: Work, device: str, compiled: bool = False, checkpoint: bool = False, precision: str = "fp32"
+    ):
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         place = "cuda" if device == "gpu" else "cpu"
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        self.autocast = partial(torch.autocast, place, half) if half else nullcontext
         self.model: Any = Model(work.config, checkpoint)
         self.model.load_state_dict({name: torch.from_numpy(array) for name, array in work.state().items()})
         self.model.to(place)
@@ -66,7 +75,9 @@ class PyTorch:
             {"params": [p for name, p in self.model.named_parameters() if decays(name, p) == decayed], **settings}
             for decayed, settings in ((True, {}), (False, {"weight_decay": 0.0}))
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=LR, weight_decay=WEIGHT_DECAY, fused=compiled or None)
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=LR, weight_decay=WEIGHT_DECAY, fused=compiled or device == "gpu" or None
+        )
         if compiled:
             torch.compiler.reset()  # or shapes of the work before would make it compile for any shape
             self.model = torch.compile(self.model, dynamic=False)
@@ -74,11 +85,16 @@ class PyTorch:
         self.labels = torch.from_numpy(work.labels).to(place)
 
     def step(self) -> float:
-        loss: Any = F.cross_entropy(self.model(self.images), self.labels)
+        return float(self.queue().item())  # on a GPU this waits
+
+    def queue(self) -> Any:
+        """Make a step and return its loss, without waiting for it."""
         self.optimizer.zero_grad()
+        with self.autocast():
+            loss: Any = F.cross_entropy(self.model(self.images), self.labels)
         loss.backward()
         self.optimizer.step()
-        return float(loss.item())  # on a GPU this waits for the step before
+        return loss.detach()
 
     def forward(self) -> np.ndarray:
         with torch.inference_mode():

@@ -147,6 +147,15 @@ def to_device(array: Array, device: str) -> Array:
     return source.module.asnumpy(array) if target is NUMPY else target.asarray(array)
 
 
+def empty_pinned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Return a NumPy array in memory that a GPU copies from by itself, so that nobody waits."""
+    _load_cupy()
+    import cupyx
+
+    pinned: np.ndarray = cupyx.empty_pinned(shape, dtype)
+    return pinned
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Where new tensors go
 

@@ -128,7 +128,9 @@ class Primitive:
             y = _not_a_scalar(xp, y)
         result = Tensor(y, None, None if y.base is None else _version_of(xp, y, arguments))
         dtype = y.dtype
-        if tracked and dtype.kind in "fV":  # V: bfloat16; integers and bools are steps: their gradient is zero wherever it exists
+        if (
+            tracked and dtype.kind in "fV"
+        ):  # V: bfloat16; integers and bools are steps: their gradient is zero wherever it exists
             node = result.node = Node(self, tuple(parents), y.shape, dtype)
             node.kernel = kernel
             self._save(node, tracked, arguments, arrays, result, residue)

@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, contextmanager
 from operator import attrgetter
 from typing import Any
 
+from tinyvit.engine import kernels
 from tinyvit.engine.backend import namespace_of
 
 
@@ -262,10 +263,17 @@ def settle(node: Node, parent: Node, gradient: Any, F: Any) -> Any:
     if shape != parent.shape:
         gradient = unbroadcast(F or namespace_of(gradient), gradient, parent.shape, node.op.name)
     if gradient.dtype != parent.dtype:
-        gradient = gradient.astype(parent.dtype)
+        gradient = _cast(gradient, parent.dtype) if F is None else gradient.astype(parent.dtype)
     if not parent.shape and F is None:  # NumPy's sums give scalars, which nobody can add to in place
         gradient = namespace_of(gradient).asarray(gradient)
     return gradient
+
+
+def _cast(gradient: Any, dtype: Any) -> Any:
+    """Another dtype; on a GPU by a kernel, for in 16 bits this pass is made for every residual branch."""
+    kernel = kernels.find("astype", "gpu") if namespace_of(gradient).device == "gpu" else None
+    converted = kernel and kernel.forward(gradient, dtype)
+    return gradient.astype(dtype) if converted is None else converted
 
 
 def unbroadcast(F: Any, gradient: Any, shape: tuple[int, ...], name: str = "the op") -> Any:

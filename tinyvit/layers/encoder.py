@@ -53,7 +53,8 @@ class MultiHeadSelfAttention(Module):
 
     def queries_keys_values(self, x: Tensor) -> list[Tensor]:
         """Q, K and V of all heads: (B, N, D) → three times (B, h, N, d_k)."""
-        return heads_of(ops, self.qkv(x), self.num_heads)
+        qkv = self.qkv(x).astype(self.qkv.weight.dtype)  # of 16 bits under `tv.precision`, which only kernels multiply
+        return heads_of(ops, qkv, self.num_heads)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) → (B, N, D)."""

@@ -22,6 +22,7 @@ import tomli_w
 
 from tinyvit.data import AUGMENTATIONS, Dataset
 from tinyvit.data.datasets import DATASETS, unknown_name
+from tinyvit.engine.mixed_precision import PRECISIONS
 from tinyvit.training.optim import OPTIMIZERS
 from tinyvit.training.schedules import SCHEDULES
 from tinyvit.vit import ViTConfig
@@ -63,6 +64,8 @@ class TrainingConfig:
         warmup_epochs: of linear warm-up, before the schedule's own course; at most a tenth of the epochs if not given.
         label_smoothing: share of a target that is spread over all classes.
         clip_norm: largest joint norm of the gradients; 0 for no clipping.
+        precision: what a GPU computes in: "fp32", "tf32", "bf16" or "fp16" (see `tinyvit.precision`). A CPU takes
+            "fp32".
         shards: parts that a batch is cut into, which worker threads take in turn; 0: as many as suit the model, at
             most eight, and one on a GPU. The bits of a run depend on it, and not on the number of workers. More
             shards take less memory.
@@ -80,6 +83,7 @@ class TrainingConfig:
     warmup_epochs: int = 10
     label_smoothing: float = 0.1
     clip_norm: float = 1.0
+    precision: str = "fp32"
     shards: int = 0
     ema: float = 0.0
     seed: int = 0
@@ -238,6 +242,7 @@ def _check_training(config: Config) -> None:
         ("optimizer", t.optimizer, OPTIMIZERS),
         ("schedule", t.schedule, SCHEDULES),
         ("augment", d.augment, AUGMENTATIONS),
+        ("precision", t.precision, PRECISIONS),
     ]
     for name, word, known in words:
         if word not in known:

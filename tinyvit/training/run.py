@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Run:
         folder: where the run is written.
         device: "cpu", "gpu" or "auto".
         workers: threads that compute the shards of a batch; one a core if None.
+        graph: on a GPU, launch a step as one CUDA graph.
         resume: go on from the folder's newest checkpoint; without one, start.
 
     Raises:
@@ -65,6 +66,7 @@ class Run:
         device: str = "auto",
         resume: bool = False,
         workers: int | None = None,
+        graph: bool = False,
     ):
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
@@ -73,7 +75,7 @@ class Run:
             raise ConfigError(f"{self.folder} holds a run already: go on with it by --resume, or choose another --out")
         self.dataset = load_dataset(tables["data"].get("name", "digits"))
         self.config = resolve(tables, self.dataset)
-        self.trainer = make_trainer(self.config, self.dataset, device, workers)
+        self.trainer = make_trainer(self.config, self.dataset, device, workers, graph)
         self.resumed_from: Path | None = None
         self.damaged: list[CheckpointError] = []
         if resume:
@@ -188,10 +190,10 @@ class Run:
 
     def _refuse_changes(self, newest: Path, before: Mapping[str, Mapping[str, Any]]) -> None:
         """A run goes on as it was begun, or its config.toml would not be its own; only its length may change."""
-        now = self.config.to_dict()
+        now, defaults = self.config.to_dict(), asdict(TrainingConfig())  # a key may be younger than the run
         for table, values in now.items():
             for key, new in values.items():
-                if key not in _MAY_CHANGE and (old := before[table].get(key)) != new:
+                if key not in _MAY_CHANGE and (old := before[table].get(key, defaults.get(key))) != new:
                     raise ConfigError(f"{newest} was trained with {table}.{key} {old} and cannot go on with {new}")
 
     def _cut_metrics(self) -> None:
@@ -209,11 +211,21 @@ class Run:
         write_atomically(self.metrics_path, [f"{line}\n".encode() for line in kept])
 
 
-def make_trainer(config: Config, dataset: Dataset, device: str = "cpu", workers: int | None = None) -> Trainer:
-    """Build everything that a config describes, ready for its first step."""
+def make_trainer(
+    config: Config, dataset: Dataset, device: str = "cpu", workers: int | None = None, graph: bool = False
+) -> Trainer:
+    """Build everything that a config describes, ready for its first step.
+
+    Raises:
+        ConfigError: a precision or a graph that a CPU does not have.
+        BackendError: the device is not there.
+    """
     t, d = config.training, config.data
     model = ViT(config.model, np.random.default_rng(t.seed))
     model.to(device=device)
+    if model.device == "cpu" and (graph or t.precision != "fp32"):
+        asked = "a graph" if graph else f"training.precision {t.precision!r}"
+        raise ConfigError(f"{asked} is for a GPU, and this run is on the CPU: use --device gpu, or leave it out")
     loader = Loader(
         dataset.train,
         d.batch_size,
@@ -236,6 +248,8 @@ def make_trainer(config: Config, dataset: Dataset, device: str = "cpu", workers:
         workers=workers,
         ema=EMA(model.named_parameters(), t.ema) if t.ema else None,
         seed=t.seed,
+        precision=t.precision,
+        graph=graph,
     )
 
 

@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 
 from tinyvit.data import Loader
-from tinyvit.engine import Tensor, ops, random
+from tinyvit.engine import Tensor, ops, precision, random
 from tinyvit.engine.backend import namespace_of
 from tinyvit.training.ema import EMA
 from tinyvit.training.evaluation import evaluate
+from tinyvit.training.graph import StepGraph
+from tinyvit.training.loss_scale import LossScale
 from tinyvit.training.optim import Optimizer, clip_grad_norm
 from tinyvit.training.parallel import parallel_backward, shards_for
 from tinyvit.training.schedules import Schedule
+from tinyvit.training.transfer import on_device
 from tinyvit.vit import ViT
 
 Record = dict[str, Any]
@@ -52,6 +55,8 @@ class Trainer:
         workers: threads that compute shards; one a core if None. The run does not depend on it.
         ema: averaged weights, evaluated instead of the model's own, or None.
         seed: of dropout and DropPath.
+        precision: what a GPU computes in, see `tv.precision`; "fp16" scales the loss (`LossScale`).
+        graph: on a GPU, launch a step's forward and backward pass as one CUDA graph (`StepGraph`).
 
     Attributes:
         step, epoch, batch: how far the run is: steps made in all, the epoch it is in, batches seen of that epoch.
@@ -87,6 +92,8 @@ class Trainer:
         workers: int | None = None,
         ema: EMA | None = None,
         seed: int = 0,
+        precision: str = "fp32",
+        graph: bool = False,
     ):
         self.model, self.optimizer, self.schedule, self.loader = model, optimizer, schedule, loader
         self.epochs, self.validation, self.ema, self.seed = epochs, validation, ema, seed
@@ -96,6 +103,9 @@ class Trainer:
         self.step = self.epoch = self.batch = 0
         self.seconds = 0.0
         self.stop = False
+        self.precision = precision
+        self.scale = LossScale() if precision == "fp16" else None
+        self._backward = StepGraph(self._sweep, optimizer.parameters) if graph else self._sweep
         self.lr = schedule(0)
         self._totals = _Totals()
 
@@ -111,7 +121,7 @@ class Trainer:
             Interrupted: `stop` was set.
         """
         while self.epoch < self.epochs:
-            for images, labels in self.loader.epoch(self.epoch, self.batch):
+            for images, labels in on_device(self.loader.epoch(self.epoch, self.batch), self.model.device):
                 started = time.perf_counter()
                 with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is told in one sentence
                     self.train_step(images, labels)
@@ -122,32 +132,44 @@ class Trainer:
                     raise Interrupted
             yield self._end_epoch()
 
-    def train_step(self, images: np.ndarray, labels: np.ndarray) -> None:
+    def train_step(self, images: Any, labels: Any) -> None:
         """Forward, backward, update: one step on one batch."""
         self.model.train()
         self.optimizer.zero_grad()
-        right: list[Any] = []  # of each shard; in no order, for they are only counted
-
-        def mean_loss(some: np.ndarray, wanted: np.ndarray) -> Tensor:
-            logits = self.model(some)
-            right.append(_count_right(logits, wanted))
-            return ops.cross_entropy(logits, wanted, self.label_smoothing)
-
-        with random.using(np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(DROPOUT, self.step)))):
-            loss = parallel_backward(mean_loss, images, labels, shards=self.shards, workers=self.workers).data
-        if self.model.device == "cpu" and not math.isfinite(loss):
-            raise NonFiniteLossError(self._non_finite("loss"))
-        if self.clip_norm:
-            norm = clip_grad_norm(self.optimizer.parameters, self.clip_norm)
-            if self.model.device == "cpu" and not math.isfinite(norm):
-                raise NonFiniteLossError(self._non_finite("gradient"))
-        self.lr = self.optimizer.lr = self.schedule(self.step)
-        self.optimizer.step()
-        if self.ema:
-            self.ema.update()
-        self._totals.add(loss, sum(right), len(labels))
+        chance = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(DROPOUT, self.step)))
+        with random.using(chance), precision(self.precision):
+            loss, right = self._backward(images, labels)
+        self._check(loss, "loss")
+        if self.scale is None or self.scale.undo(self.optimizer.parameters):
+            if self.clip_norm:
+                self._check(clip_grad_norm(self.optimizer.parameters, self.clip_norm), "gradient")
+            self.lr = self.optimizer.lr = self.schedule(self.step)
+            self.optimizer.step()
+            if self.ema:
+                self.ema.update()
+        elif self.scale.lost:
+            raise NonFiniteLossError(self._non_finite("gradient"))
+        self._totals.add(loss, right, len(labels))
         self.step += 1
         self.batch += 1
+
+    def _sweep(self, images: Any, labels: Any) -> tuple[Any, Any]:
+        """Fill the gradients, and return the mean loss and the number of images that were classified right."""
+        right: list[Any] = []  # of each shard; in no order, for they are only counted
+
+        def mean_loss(some: Any, wanted: Any) -> Tensor:
+            logits = self.model(some)
+            right.append(_count_right(logits, wanted))
+            loss = ops.cross_entropy(logits, wanted, self.label_smoothing)
+            return loss if self.scale is None else self.scale.of(loss)
+
+        loss = parallel_backward(mean_loss, images, labels, shards=self.shards, workers=self.workers).data
+        return loss if self.scale is None else loss / self.scale.array, sum(right)
+
+    def _check(self, number: Any, what: str) -> None:
+        """On a CPU; on a GPU the loss is looked at once an epoch, so that no step waits."""
+        if self.model.device == "cpu" and not math.isfinite(number):
+            raise NonFiniteLossError(self._non_finite(what))
 
     def _end_epoch(self) -> Record:
         loss, accuracy = self._totals.means()
@@ -170,7 +192,8 @@ class Trainer:
 
     def evaluate(self, loader: Loader) -> dict[str, float]:
         """Return {"loss", "accuracy"} of the weights that will be kept: the averaged ones, if there are."""
-        with self.ema.applied() if self.ema else nullcontext(), np.errstate(over="ignore", invalid="ignore"):
+        averaged = self.ema.applied() if self.ema else nullcontext()
+        with averaged, precision(self.precision), np.errstate(over="ignore", invalid="ignore"):
             return evaluate(self.model, loader, self.workers)
 
     def _non_finite(self, what: str) -> str:
@@ -188,6 +211,8 @@ class Trainer:
         if self.ema:
             arrays |= {f"ema.{name}": array for name, array in self.ema.state_dict().items()}
         numbers = {"step": self.step, "epoch": self.epoch, "batch": self.batch, "seconds": self.seconds}
+        if self.scale:
+            numbers |= self.scale.state()
         return arrays, {**numbers, "seed": self.seed, "totals": self._totals.to_list()}
 
     def load_state(self, arrays: Mapping[str, np.ndarray], numbers: Mapping[str, Any]) -> None:
@@ -204,6 +229,8 @@ class Trainer:
             self.ema.load_state_dict(_part(arrays, "ema."))
         self.step, self.epoch, self.batch = numbers["step"], numbers["epoch"], numbers["batch"]
         self.seconds = numbers["seconds"]
+        if self.scale:
+            self.scale.load_state(numbers)
         self.lr = self.schedule(max(self.step - 1, 0))
         self._totals = _Totals(*numbers["totals"])
 

@@ -62,6 +62,24 @@ __device__ inline void load_transposed(unsigned (&r)[4], const void *row) {
 __device__ inline int lane() { return threadIdx.x % 32; }
 __device__ inline int warp() { return threadIdx.x / 32; }
 
+// 2ˣ, to float32's precision but for subnormal results, which become 0
+__device__ inline float power_of_2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// Copies from memory to shared memory that nobody waits for, until wait().
+__device__ inline void copy(void *to, const void *from, bool there) {  // 16 bytes, or zeros
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)),
+                 "l"(from), "r"(there ? 16 : 0));
+}
+
+__device__ inline void wait() {
+    asm volatile("cp.async.wait_all;" ::);
+    __syncthreads();
+}
+
 template <class T, int D>
 struct Tile {
     T at[ROWS][D + PAD];
@@ -70,23 +88,27 @@ struct Tile {
     __device__ void fetch(const T *from, size step, int first, int N) {
         for (int i = threadIdx.x; i < ROWS * D / 8; i += blockDim.x) {
             int row = i / (D / 8), column = i % (D / 8) * 8;
-            uint4 numbers = make_uint4(0, 0, 0, 0);
-            if (first + row < N) numbers = *(const uint4 *)(from + (first + row) * step + column);
-            *(uint4 *)&at[row][column] = numbers;
+            bool there = first + row < N;
+            copy(&at[row][column], from + (there ? first + row : 0) * step + column, there);
         }
     }
 
     // This warp's 16 rows, as left factors.
     __device__ void rows(Left (&a)[D / 16]) const {
+#pragma unroll
         for (int k = 0; k < D / 16; k++)
             load(a[k].at, &at[warp() * 16 + lane() % 16][k * 16 + lane() / 16 * 8]);
     }
 
-    // c (16 × 64) += a · tileᵀ, as far as the tile has rows
+    // c (16 × 64) = a · tileᵀ. The last tile of a matrix is not full: what it lacks is left out (and the others need
+    // not ask, which would keep the compiler from mixing loads and products).
+    template <bool FULL>
     __device__ void times_transposed(float (&c)[ROWS / 8][4], const Left (&a)[D / 16], int rows) const {
 #pragma unroll
         for (int n = 0; n < ROWS / 8; n += 2) {
-            if (n * 8 >= rows) break;
+#pragma unroll
+            for (int i = 0; i < 4; i++) c[n][i] = c[n + 1][i] = 0;
+            if (!FULL && n * 8 >= rows) continue;
 #pragma unroll
             for (int k = 0; k < D / 16; k++) {
                 unsigned b[4];
@@ -97,11 +119,12 @@ struct Tile {
         }
     }
 
-    // c (16 × D) += p (16 × 64) · tile, as far as the tile has rows; p is rounded to T
+    // c (16 × D) += p (16 × 64) · tile; p is rounded to T
+    template <bool FULL>
     __device__ void times(float (&c)[D / 8][4], const float (&p)[ROWS / 8][4], int rows) const {
 #pragma unroll
         for (int k = 0; k < ROWS / 16; k++) {
-            if (k * 16 >= rows) break;
+            if (!FULL && k * 16 >= rows) continue;
             const float(&p0)[4] = p[2 * k], (&p1)[4] = p[2 * k + 1];
             Left a = {pair(p0[0], p0[1], T()), pair(p0[2], p0[3], T()), pair(p1[0], p1[1], T()), pair(p1[2], p1[3], T())};
 #pragma unroll
@@ -114,6 +137,26 @@ struct Tile {
         }
     }
 };
+
+// Go through two matrices side by side, a tile of each at a time, while the next ones are on their way.
+template <class T, int D, class Turn>
+__device__ inline void through(Tile<T, D> (&tiles)[2][2], const T *left, size left_step, const T *right,
+                               size right_step, int N, bool idle, Turn turn) {
+    __syncthreads();  // the block's own rows were read from these tiles
+    tiles[0][0].fetch(left, left_step, 0, N), tiles[0][1].fetch(right, right_step, 0, N);
+    for (int first = 0, i = 0; first < N; first += ROWS, i ^= 1) {
+        wait();
+        if (first + ROWS < N) {
+            tiles[i ^ 1][0].fetch(left, left_step, first + ROWS, N);
+            tiles[i ^ 1][1].fetch(right, right_step, first + ROWS, N);
+        }
+        if (idle) continue;
+        if (first + ROWS <= N)
+            turn.template operator()<true>(tiles[i][0], tiles[i][1], first);
+        else
+            turn.template operator()<false>(tiles[i][0], tiles[i][1], first);
+    }
+}
 
 // Where this block's head lies: block (tile, image · heads + head).
 template <int D>
@@ -134,9 +177,11 @@ struct Head {
 // Write 16 × D sums of a warp to rows `step` apart.
 template <class T, int D, class H>
 __device__ inline void write(T *to, size step, const H &head, const float (&c)[D / 8][4], const float (&factor)[2]) {
+#pragma unroll
     for (int half = 0; half < 2; half++) {
         int row = head.mine(half);
         if (row >= head.N) continue;
+#pragma unroll
         for (int n = 0; n < D / 8; n++)
             *(unsigned *)(to + row * step + n * 8 + lane() % 4 * 2) =
                 pair(c[n][2 * half] * factor[half], c[n][2 * half + 1] * factor[half], T());
@@ -146,46 +191,46 @@ __device__ inline void write(T *to, size step, const H &head, const float (&c)[D
 // y = softmax(Q · Kᵀ · scale) · V, and logs (images, heads, N) = log₂ Σ 2ˢ of each row, s = scores · scale · log₂ e
 template <class T, int D>
 __global__ void attention(const T *qkv, T *y, float *logs, int N, int heads, float scale) {
-    __shared__ Tile<T, D> keys, values;
+    __shared__ Tile<T, D> tiles[2][2];
     Head<D> head(heads, N);
     Left q[D / 16];
-    keys.fetch(qkv + head.packed(0), head.step, head.first, N);
-    __syncthreads();
-    keys.rows(q);
+    tiles[0][0].fetch(qkv + head.packed(0), head.step, head.first, N);
+    wait();
+    tiles[0][0].rows(q);
     float out[D / 8][4] = {}, largest[2] = {-INFINITE, -INFINITE}, total[2] = {};
     scale *= LOG2_E;
-    for (int first = 0; first < N; first += ROWS) {
-        __syncthreads();
-        keys.fetch(qkv + head.packed(1), head.step, first, N);
-        values.fetch(qkv + head.packed(2), head.step, first, N);
-        __syncthreads();
-        if (head.idle()) continue;
-        float s[ROWS / 8][4] = {};
-        keys.times_transposed(s, q, N - first);
+    auto turn = [&]<bool FULL>(const Tile<T, D> &keys, const Tile<T, D> &values, int first) {
+        float s[ROWS / 8][4];
+        keys.template times_transposed<FULL>(s, q, N - first);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             float top = largest[half];
 #pragma unroll
             for (int n = 0; n < ROWS / 8; n++)
+#pragma unroll
                 for (int i = 2 * half; i < 2 * half + 2; i++) {
-                    bool there = first + n * 8 + lane() % 4 * 2 + i % 2 < N;
+                    bool there = FULL || first + n * 8 + lane() % 4 * 2 + i % 2 < N;
                     s[n][i] = there ? s[n][i] * scale : -INFINITE;
                     top = fmaxf(top, s[n][i]);
                 }
             top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
             top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-            float shrink = exp2f(largest[half] - top), sum = 0;
+            float shrink = power_of_2(largest[half] - top), sum = 0;
             largest[half] = top;
 #pragma unroll
             for (int n = 0; n < ROWS / 8; n++)
-                for (int i = 2 * half; i < 2 * half + 2; i++) sum += s[n][i] = exp2f(s[n][i] - top);
+#pragma unroll
+                for (int i = 2 * half; i < 2 * half + 2; i++) sum += s[n][i] = power_of_2(s[n][i] - top);
             total[half] = total[half] * shrink + sum;
 #pragma unroll
             for (int n = 0; n < D / 8; n++) out[n][2 * half] *= shrink, out[n][2 * half + 1] *= shrink;
         }
-        values.times(out, s, N - first);
-    }
+        values.template times<FULL>(out, s, N - first);
+    };
+    const T *keys = qkv + head.packed(1), *values = qkv + head.packed(2);
+    through(tiles, keys, head.step, values, head.step, N, head.idle(), turn);
     float factor[2];
+#pragma unroll
     for (int half = 0; half < 2; half++) {
         total[half] += __shfl_xor_sync(~0u, total[half], 1);
         total[half] += __shfl_xor_sync(~0u, total[half], 2);
@@ -212,34 +257,33 @@ __global__ void row_products(const T *gy, const T *y, float *out, int N, int hea
 template <class T, int D>
 __global__ void attention_queries(const T *qkv, const T *gy, const float *logs, const float *dots, T *gqkv, int N,
                                   int heads, float scale) {
-    __shared__ Tile<T, D> keys, values;
+    __shared__ Tile<T, D> tiles[2][2];
     Head<D> head(heads, N);
     Left q[D / 16], g[D / 16];
-    keys.fetch(qkv + head.packed(0), head.step, head.first, N);
-    values.fetch(gy + head.beside(), (size)heads * D, head.first, N);
-    __syncthreads();
-    keys.rows(q), values.rows(g);
+    tiles[0][0].fetch(qkv + head.packed(0), head.step, head.first, N);
+    tiles[0][1].fetch(gy + head.beside(), (size)heads * D, head.first, N);
+    wait();
+    tiles[0][0].rows(q), tiles[0][1].rows(g);
     float log[2], dot[2], gq[D / 8][4] = {};
+#pragma unroll
     for (int half = 0; half < 2; half++) {
         bool there = head.mine(half) < N;
         log[half] = there ? logs[head.row + head.mine(half)] : INFINITE;
         dot[half] = there ? dots[head.row + head.mine(half)] : 0.f;
     }
-    for (int first = 0; first < N; first += ROWS) {
-        __syncthreads();
-        keys.fetch(qkv + head.packed(1), head.step, first, N);
-        values.fetch(qkv + head.packed(2), head.step, first, N);
-        __syncthreads();
-        if (head.idle()) continue;
-        float s[ROWS / 8][4] = {}, ga[ROWS / 8][4] = {};
-        keys.times_transposed(s, q, N - first);
-        values.times_transposed(ga, g, N - first);
+    auto turn = [&]<bool FULL>(const Tile<T, D> &keys, const Tile<T, D> &values, int first) {
+        float s[ROWS / 8][4], ga[ROWS / 8][4];
+        keys.template times_transposed<FULL>(s, q, N - first);
+        values.template times_transposed<FULL>(ga, g, N - first);
 #pragma unroll
         for (int n = 0; n < ROWS / 8; n++)
+#pragma unroll
             for (int i = 0; i < 4; i++)  // a key beyond the end is a row of zeros, and adds nothing
-                s[n][i] = exp2f(s[n][i] * scale * LOG2_E - log[i / 2]) * (ga[n][i] - dot[i / 2]);
-        keys.times(gq, s, N - first);
-    }
+                s[n][i] = power_of_2(s[n][i] * (scale * LOG2_E) - log[i / 2]) * (ga[n][i] - dot[i / 2]);
+        keys.template times<FULL>(gq, s, N - first);
+    };
+    const T *keys = qkv + head.packed(1), *values = qkv + head.packed(2);
+    through(tiles, keys, head.step, values, head.step, N, head.idle(), turn);
     float factor[2] = {scale, scale};
     write<T, D>(gqkv + head.packed(0), head.step, head, gq, factor);
 }
@@ -248,39 +292,37 @@ __global__ void attention_queries(const T *qkv, const T *gy, const float *logs, 
 template <class T, int D>
 __global__ void attention_keys(const T *qkv, const T *gy, const float *logs, const float *dots, T *gqkv, int N,
                                int heads, float scale) {
-    __shared__ Tile<T, D> queries, gs;
-    __shared__ float log[ROWS], dot[ROWS];
+    __shared__ Tile<T, D> tiles[2][2];
     Head<D> head(heads, N);
     Left k[D / 16], v[D / 16];
-    queries.fetch(qkv + head.packed(1), head.step, head.first, N);
-    gs.fetch(qkv + head.packed(2), head.step, head.first, N);
-    __syncthreads();
-    queries.rows(k), gs.rows(v);
+    tiles[0][0].fetch(qkv + head.packed(1), head.step, head.first, N);
+    tiles[0][1].fetch(qkv + head.packed(2), head.step, head.first, N);
+    wait();
+    tiles[0][0].rows(k), tiles[0][1].rows(v);
     float gk[D / 8][4] = {}, gv[D / 8][4] = {};
-    for (int first = 0; first < N; first += ROWS) {
-        __syncthreads();
-        queries.fetch(qkv + head.packed(0), head.step, first, N);
-        gs.fetch(gy + head.beside(), (size)heads * D, first, N);
-        if (threadIdx.x < ROWS) {
-            bool there = first + threadIdx.x < N;
-            log[threadIdx.x] = there ? logs[head.row + first + threadIdx.x] : INFINITE;  // a weight of 0
-            dot[threadIdx.x] = there ? dots[head.row + first + threadIdx.x] : 0.f;
-        }
-        __syncthreads();
-        if (head.idle()) continue;
-        float a[ROWS / 8][4] = {}, ga[ROWS / 8][4] = {};
-        queries.times_transposed(a, k, N - first);
-        gs.times_transposed(ga, v, N - first);
+    auto turn = [&]<bool FULL>(const Tile<T, D> &queries, const Tile<T, D> &gs, int first) {
+        float a[ROWS / 8][4], ga[ROWS / 8][4];
+        queries.template times_transposed<FULL>(a, k, N - first);
+        gs.template times_transposed<FULL>(ga, v, N - first);
 #pragma unroll
         for (int n = 0; n < ROWS / 8; n++)
-            for (int i = 0; i < 4; i++) {
-                int column = n * 8 + lane() % 4 * 2 + i % 2;
-                a[n][i] = exp2f(a[n][i] * scale * LOG2_E - log[column]);
-                ga[n][i] = a[n][i] * (ga[n][i] - dot[column]);
+#pragma unroll
+            for (int odd = 0; odd < 2; odd++) {
+                int query = first + n * 8 + lane() % 4 * 2 + odd;
+                bool there = FULL || query < N;
+                float log = there ? logs[head.row + query] : INFINITE;  // a weight of 0
+                float dot = there ? dots[head.row + query] : 0.f;
+#pragma unroll
+                for (int i = odd; i < 4; i += 2) {
+                    a[n][i] = power_of_2(a[n][i] * (scale * LOG2_E) - log);
+                    ga[n][i] = a[n][i] * (ga[n][i] - dot);
+                }
             }
-        gs.times(gv, a, N - first);
-        queries.times(gk, ga, N - first);
-    }
+        gs.template times<FULL>(gv, a, N - first);
+        queries.template times<FULL>(gk, ga, N - first);
+    };
+    const T *queries = qkv + head.packed(0), *gs = gy + head.beside();
+    through(tiles, queries, head.step, gs, (size)heads * D, N, head.idle(), turn);
     float one[2] = {1.f, 1.f}, factor[2] = {scale, scale};
     write<T, D>(gqkv + head.packed(1), head.step, head, gk, factor);
     write<T, D>(gqkv + head.packed(2), head.step, head, gv, one);

@@ -1,8 +1,8 @@
 """Matrix products by cuBLAS, called directly: in 16 bits with sums in float32, with a bias on the way, into a graph.
 
-CuPy's own products copy what is not in C order, know no bias, have no 16-bit form for three axes, and refuse to run while
-a CUDA graph is recorded. So the two functions here go to the library that CuPy has loaded: `product` for two axes by
-cuBLASLt, whose plan for a shape is made once and kept, and `products` for many small ones by their addresses.
+CuPy's own products copy what is not in C order, know no bias, have no 16-bit form for three axes, and refuse to run
+while a CUDA graph is recorded. So the two functions here go to the library that CuPy has loaded: `product` for two axes
+by cuBLASLt, whose plan for a shape is made once and kept, and `products` for many small ones by their addresses.
 
 Source: cuBLAS's manual (cublasLtMatmul, cublasGemmBatchedEx); the numbers are those of cublasLt.h and library_types.h.
 """
@@ -14,15 +14,13 @@ import functools
 import threading
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from tinyvit.engine.backend import namespace_on
 
 WORKSPACE = 32 << 20  # bytes; what cuBLAS asks for on Hopper
 _TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}  # cudaDataType_t
 _COMPUTE_32F, _COMPUTE_TF32 = 68, 77  # cublasComputeType_t
 _TRANS_A, _TRANS_B, _EPILOGUE, _BIAS_POINTER, _BIAS_TYPE = 3, 4, 7, 8, 26  # cublasLtMatmulDescAttributes_t
-_DEFAULT, _BIAS, _BIAS_GRADIENT_B = 1, 4, 512  # cublasLtEpilogue_t
+_DEFAULT, _BIAS = 1, 4  # cublasLtEpilogue_t
 _MAX_WORKSPACE = 1  # cublasLtMatmulPreferenceAttributes_t
 _GEMM_DEFAULT = -1  # cublasGemmAlgo_t
 
@@ -115,28 +113,24 @@ def _check(status: int) -> None:
 # --------------------------------------------------------------------------------------------------------- two axes
 
 
-def product(a: Any, b: Any, out: Any, bias: Any = None, bias_gradient: Any = None, tf32: bool = False) -> None:
+def product(a: Any, b: Any, out: Any, bias: Any = None, tf32: bool = False) -> None:
     """Write a · b to `out`: (n, k) · (k, m) → (n, m), all on the GPU, sums in float32.
 
     Args:
         a, b: of one dtype; views whose rows or columns lie side by side are read as they are.
         out: C-contiguous; of the operands' dtype, or float32.
         bias: (m), of out's dtype, added to every row.
-        bias_gradient: (n), written: the sums of the rows of `a`, which are the gradient of a bias where `a` is the
-            transposed gradient of a linear layer's result. Of out's dtype.
         tf32: let float32 be rounded to 10 bits of mantissa on the way into the tensor cores.
 
     Raises:
         CublasError: cuBLAS has no way to compute this.
     """
     left, right = Operand.of(a), Operand.of(b)
-    epilogue = _BIAS if bias is not None else _BIAS_GRADIENT_B if bias_gradient is not None else _DEFAULT
-    vector = bias if bias is not None else bias_gradient
-    plan = _plan(left[1:], right[1:], out.shape, out.dtype.name, epilogue, tf32)
+    plan = _plan(left[1:], right[1:], out.shape, out.dtype.name, _DEFAULT if bias is None else _BIAS, tf32)
     lib = _library()
     with lib.lock:  # the plan holds the address of the bias while it is launched
-        if vector is not None:
-            _set(lib, plan.description, _BIAS_POINTER, ctypes.c_uint64(vector.data.ptr))
+        if bias is not None:
+            _set(lib, plan.description, _BIAS_POINTER, ctypes.c_uint64(bias.data.ptr))
         _check(
             lib.lt.cublasLtMatmul(
                 lib.handle_lt,
@@ -172,7 +166,7 @@ class _Plan(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def _plan(left: tuple[Any, ...], right: tuple[Any, ...], shape: Any, dtype: str, epilogue: int, tf32: bool) -> _Plan:
-    """How cuBLAS computes a shape. It thinks in columns, so rows are its columns, and a · b is bᵀ's columns times aᵀ's."""
+    """How cuBLAS computes a shape. It thinks in columns: our rows are its columns, and a · b its bᵀ · aᵀ."""
     lib = _library()
     description = _pointer()
     compute = _COMPUTE_TF32 if tf32 and left[0] == "float32" else _COMPUTE_32F
@@ -183,13 +177,13 @@ def _plan(left: tuple[Any, ...], right: tuple[Any, ...], shape: Any, dtype: str,
     if epilogue != _DEFAULT:
         _set(lib, description, _BIAS_TYPE, ctypes.c_int(_TYPES[dtype]))
         _set(lib, description, _BIAS_POINTER, ctypes.c_uint64(lib.workspace.ptr))  # some address, to plan with
-    layouts = [_layout(lib, *operand[:4]) for operand in (left, right, (dtype, *shape, shape[1]))]
+    on_left, on_right = _layout(lib, *left[:4]), _layout(lib, *right[:4])
+    on_out = _layout(lib, dtype, shape[0], shape[1], shape[1])
     preference = _pointer()
     _check(lib.lt.cublasLtMatmulPreferenceCreate(ctypes.byref(preference)))
     size = ctypes.c_uint64(WORKSPACE)
     _check(lib.lt.cublasLtMatmulPreferenceSetAttribute(preference, _MAX_WORKSPACE, ctypes.byref(size), 8))
     found, count = _Heuristic(), ctypes.c_int()
-    on_left, on_right, on_out = layouts
     status = lib.lt.cublasLtMatmulAlgoGetHeuristic(
         lib.handle_lt, description, on_right, on_left, on_out, on_out, preference, 1, ctypes.byref(found),
         ctypes.byref(count),
@@ -197,7 +191,7 @@ def _plan(left: tuple[Any, ...], right: tuple[Any, ...], shape: Any, dtype: str,
     lib.lt.cublasLtMatmulPreferenceDestroy(preference)
     if status or not count.value:
         raise CublasError(f"cuBLAS knows no way for {left} · {right} → {dtype} with epilogue {epilogue} ({status})")
-    return _Plan(description, *layouts, found)
+    return _Plan(description, on_left, on_right, on_out, found)
 
 
 def _layout(lib: _Library, dtype: str, rows: int, columns: int, step: int) -> Any:

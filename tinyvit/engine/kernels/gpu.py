@@ -7,6 +7,7 @@ Nothing here waits for the GPU, and all of it can be recorded into a CUDA graph.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -22,43 +23,62 @@ Gradients = tuple[Any, ...]
 Saved = dict[str, Any]
 Residue = tuple[Any, ...]  # what a kernel keeps beside what its op's rules have named
 
-SOURCE = Path(__file__).with_name("kernels.cu")
-OPTIONS = ("-std=c++17",)
+SOURCES = Path(__file__).parent
+OPTIONS = ("-std=c++20",)
 NAMES = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16"}  # of dtypes in CUDA
 HALVES = ("float16", "bfloat16")
-_TEMPLATES = {  # how many of its types vary
-    "gelu": 1,
-    "gelu_backward": 1,
-    "layer_norm": 2,
-    "layer_norm_backward": 2,
-    "sum_rows": 1,
-    "softmax": 1,
-    "softmax_backward": 1,
+_TEMPLATES = {  # how many of a kernel's types vary, and how many numbers it may read at once
+    "astype": (2, ()),
+    "gelu": (1, ()),
+    "gelu_backward": (1, ()),
+    "layer_norm": (2, (1, 4)),
+    "layer_norm_backward": (2, (1, 4)),
+    "norm_columns": (2, (1, 4)),
+    "sum_rows": (1, (1, 8)),
+    "softmax": (1, ()),
+    "survivors": (1, ()),
+    "softmax_backward": (1, ()),
 }
 FUNCTIONS = [
-    f"{name}<{', '.join(types)}>"
-    for name, count in _TEMPLATES.items()
-    for types in ([(a,) for a in NAMES.values()] if count == 1 else [(a, b) for a in NAMES.values() for b in NAMES.values()])
+    f"{name}<{', '.join([*types, *lengths])}>"
+    for name, (count, per) in _TEMPLATES.items()
+    for types in itertools.product(NAMES.values(), repeat=count)
+    for lengths in ([[str(n)] for n in per] or [[]])
 ]
 BLOCK = 256  # threads
 WAVES = 16  # blocks of a pass over memory, for each multiprocessor
 ALIGNED = 8  # numbers; a row of scores is padded to it, so that its halves lie on 16 bytes
 STRETCH = 512  # rows that a block sums
+TILE, THREADS = 64, 128  # rows that a block of attention.cu takes, 16 a warp
+HEAD_WIDTHS = (16, 32, 48, 64, 80)  # for which its registers and shared memory suffice
 
 
 # ------------------------------------------------------------------------------------------------------------ launching
 
 
 @functools.cache
-def _module() -> Any:
-    cupy = namespace_on("gpu").module
-    return cupy.RawModule(code=SOURCE.read_text(), options=OPTIONS, name_expressions=FUNCTIONS)
+def _module(source: str, *functions: str) -> Any:
+    code = (SOURCES / source).read_text(encoding="utf-8")
+    return namespace_on("gpu").module.RawModule(code=code, options=OPTIONS, name_expressions=functions)
 
 
 @functools.cache
-def _function(name: str, *dtypes: str) -> Any:
-    types = ", ".join(NAMES[dtype] for dtype in dtypes)
-    return _module().get_function(f"{name}<{types}>" if types else name)
+def _function(name: str, *dtypes: str, per: int = 0) -> Any:
+    types = ", ".join([NAMES[dtype] for dtype in dtypes] + [str(per)] * bool(per))
+    return _module("kernels.cu", *FUNCTIONS).get_function(f"{name}<{types}>" if types else name)
+
+
+@functools.cache
+def _attention(name: str, dtype: str, d: int) -> Any:
+    """A kernel of attention.cu for one width of a head; each width is a module, compiled when it is met."""
+    functions = attention_functions(dtype, d)
+    return _module("attention.cu", *functions.values()).get_function(functions[name])
+
+
+def attention_functions(dtype: str, d: int) -> dict[str, str]:
+    """Return the kernels of attention.cu for one width of a head: {name: how CUDA calls it}."""
+    names = ("attention", "row_products", "attention_queries", "attention_keys")
+    return {name: f"{name}<{NAMES[dtype]}, {d}>" for name in names}
 
 
 @functools.cache
@@ -88,6 +108,19 @@ def _suit(*arrays: Any) -> bool:
     )
 
 
+def astype(x: Any, dtype: Any) -> Any:
+    """Return x in another of the kernels' dtypes, or itself."""
+    if x.dtype == dtype:
+        return x
+    y = _empty(x.shape, dtype)
+    _function("astype", x.dtype.name, y.dtype.name)(*_passes(x.size), (x, y, np.int64(x.size)))
+    return y
+
+
+def _astype(x: Any, dtype: Any) -> Any:
+    return astype(x, dtype) if _suit(x) and np.dtype(dtype).name in NAMES else None
+
+
 def _computed_in(x: Any) -> str:
     """The dtype in which an op keeps its result: what `precision` says, or x's own."""
     return half() or x.dtype.name
@@ -109,9 +142,9 @@ def _linear(x: Any, weight: Any, bias: Any) -> tuple[Any, Residue] | None:
     if not _suit(*arrays) or x.shape[-1:] != weight.shape[1:] or (bias is not None and bias.shape != weight.shape[:1]):
         return None
     dtype, tf32 = _computed_in(x), current() == "tf32"
-    rows, w = _rows(x).astype(dtype, copy=False), weight.astype(dtype, copy=False)
+    rows, w = astype(_rows(x), dtype), astype(weight, dtype)
     y = _empty((rows.shape[0], w.shape[0]), dtype)
-    product(rows, w.T, y, bias=None if bias is None else bias.astype(dtype, copy=False), tf32=tf32)
+    product(rows, w.T, y, bias=None if bias is None else astype(bias, dtype), tf32=tf32)
     return y.reshape(*x.shape[:-1], w.shape[0]), (rows, w, tf32)
 
 
@@ -131,14 +164,15 @@ def _linear_backward(gy: Any, needed: set[int], saved: Saved, x: Any, w: Any, tf
 
 
 def sum_rows(x: Any) -> Any:
-    """Σ over the rows of (rows, width), in float32: each block sums a stretch, then one block the stretches."""
+    """Σ over the rows of (rows, width), in float32: first of stretches of rows, then of their sums."""
     while True:
         rows, width = x.shape
-        stretches = -(-rows // STRETCH)
-        out = _empty((stretches, width), np.float32)
-        grid, block = (-(-width // 32), stretches), (32, 32)
-        _function("sum_rows", x.dtype.name)(grid, block, (x, out, np.int64(rows), np.int32(width), np.int64(STRETCH)))
-        if stretches == 1:
+        per = 8 if width % 8 == 0 else 1
+        out = _empty((-(-rows // STRETCH), width), np.float32)
+        grid = -(-width // (32 * per)), len(out)
+        arguments = (x, out, np.int64(rows), np.int32(width), np.int64(STRETCH))
+        _function("sum_rows", x.dtype.name, per=per)(grid, (32, 8), arguments)
+        if len(out) == 1:
             return out[0]
         x = out
 
@@ -161,6 +195,24 @@ def _gelu_backward(gy: Any, needed: set[int], saved: Saved) -> Gradients:
     return (gx,)
 
 
+# ------------------------------------------------------------------------------------------------------------- dropout
+
+
+@functools.cache
+def chance_of_step() -> Any:
+    """The key of a step's dropout, one uint64 on the GPU; whoever repeats a graph writes another one there."""
+    return namespace_on("gpu").zeros(1, np.uint64)
+
+
+def _survivors(shape: tuple[int, ...], p: float, dtype: Any, key: int) -> Any:
+    if np.dtype(dtype).name not in NAMES:
+        return None
+    out = _empty(shape, dtype)
+    arguments = (out, np.float32(p), np.uint64(key), chance_of_step(), np.int64(out.size))
+    _function("survivors", out.dtype.name)(*_passes(max(out.size, 1)), arguments)
+    return out
+
+
 # ---------------------------------------------------------------------------------------------------------- layer norm
 
 
@@ -171,21 +223,35 @@ def _layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Residu
         return None
     y, width = _empty(x.shape, _computed_in(x)), x.shape[-1]
     mean, rstd = _empty(x.shape[:-1], np.float32), _empty(x.shape[:-1], np.float32)
-    arguments = (x, weight, bias, np.float32(eps), y, mean, rstd, np.int32(width))
-    _function("layer_norm", x.dtype.name, y.dtype.name)((x.size // width,), (_row_block(width),), arguments)
+    arguments = (x, weight, bias, np.float32(eps), y, mean, rstd, np.int64(mean.size), np.int32(width))
+    _function("layer_norm", x.dtype.name, y.dtype.name, per=_by_fours(width))(*_warps(mean.size), arguments)
     return y, (mean, rstd)
 
 
 def _layer_norm_backward(gy: Any, needed: set[int], saved: Saved, mean: Any, rstd: Any) -> Gradients:
     x, weight, gy = saved["x"], saved["weight"], _contiguous(gy)
-    width, rows = x.shape[-1], x.size // x.shape[-1]
-    blocks = min(rows, 8 * _multiprocessors())
-    gx, partial = _empty(x.shape, x.dtype), _empty((blocks, 2 * width), np.float32)
-    arguments = (gy, x, weight, mean, rstd, gx, partial, np.int64(rows), np.int32(width))
-    kernel = _function("layer_norm_backward", x.dtype.name, gy.dtype.name)
-    kernel((blocks,), (_row_block(width),), arguments, shared_mem=8 * width)
-    gradients = sum_rows(partial)
-    return gx, gradients[:width], gradients[width:]
+    width, rows, types = x.shape[-1], mean.size, (x.dtype.name, gy.dtype.name)
+    per, gx, gradients = _by_fours(width), None, (None, None)
+    if 0 in needed:
+        gx = _empty(x.shape, x.dtype)
+        arguments = (gy, x, weight, mean, rstd, gx, np.int64(rows), np.int32(width))
+        _function("layer_norm_backward", *types, per=per)(*_warps(rows), arguments)
+    if needed & {1, 2}:
+        partial = _empty((-(-rows // STRETCH), 2 * width), np.float32)
+        grid = -(-width // (32 * per)), len(partial)
+        sizes = np.int64(rows), np.int32(width), np.int64(STRETCH)
+        _function("norm_columns", *types, per=per)(grid, (32, 8), (gy, x, mean, rstd, partial, *sizes))
+        gradients = sum_rows(partial).reshape(2, width)
+    return gx, *gradients
+
+
+def _by_fours(width: int) -> int:
+    return 4 if width % 4 == 0 else 1
+
+
+def _warps(rows: int) -> tuple[tuple[int], tuple[int]]:
+    """Grid and block of a warp a row."""
+    return (-(-rows // (BLOCK // 32)),), (BLOCK,)
 
 
 # ----------------------------------------------------------------------------------------------------------- attention
@@ -194,8 +260,40 @@ def _layer_norm_backward(gy: Any, needed: set[int], saved: Saved, mean: Any, rst
 def _multi_head(qkv: Any, num_heads: int) -> tuple[Any, Residue] | None:
     if not _suit(qkv) or qkv.ndim != 3 or num_heads < 1 or qkv.shape[-1] % (3 * num_heads):
         return None
-    B, N, d, step = *qkv.shape[:2], qkv.shape[2] // (3 * num_heads), -(-qkv.shape[1] // ALIGNED) * ALIGNED
-    tf32 = current() == "tf32"
+    d = qkv.shape[-1] // (3 * num_heads)
+    in_one_pass = qkv.dtype.name in HALVES and d in HEAD_WIDTHS
+    return _in_one_pass(qkv, num_heads, d) if in_one_pass else _by_products(qkv, num_heads, d)
+
+
+def _multi_head_backward(gy: Any, needed: set[int], saved: Saved, backward: Any, *kept: Any) -> Gradients:
+    qkv, h = saved["qkv"], saved["num_heads"]
+    gqkv = _empty(qkv.shape, qkv.dtype)
+    backward(_contiguous(gy), qkv, gqkv, h, qkv.shape[-1] // (3 * h), *kept)
+    return (gqkv,)
+
+
+def _in_one_pass(qkv: Any, h: int, d: int) -> tuple[Any, Residue]:
+    """Attention whose scores never reach memory; what is kept is the log of each row's sum."""
+    (B, N, _), dtype = qkv.shape, qkv.dtype
+    y, logs = _empty((B, N, h * d), dtype), _empty((B, h, N), np.float32)
+    sizes = np.int32(N), np.int32(h), np.float32(d**-0.5)
+    _attention("attention", dtype.name, d)((-(-N // TILE), B * h), (THREADS,), (qkv, y, logs, *sizes))
+    return y, (_in_one_pass_backward, y, logs)
+
+
+def _in_one_pass_backward(gy: Any, qkv: Any, gqkv: Any, h: int, d: int, y: Any, logs: Any) -> None:
+    (B, N, _), dtype = qkv.shape, qkv.dtype.name
+    dots, rows = _empty(logs.shape, np.float32), B * N * h
+    _attention("row_products", dtype, d)(*_warps(rows), (gy, y, dots, np.int32(N), np.int32(h), np.int64(rows)))
+    arguments = (qkv, gy, logs, dots, gqkv, np.int32(N), np.int32(h), np.float32(d**-0.5))
+    for side in ("attention_queries", "attention_keys"):
+        _attention(side, dtype, d)((-(-N // TILE), B * h), (THREADS,), arguments)
+
+
+def _by_products(qkv: Any, num_heads: int, d: int) -> tuple[Any, Residue]:
+    """Attention as its formula says, with the scores of all heads in memory."""
+    B, N, _ = qkv.shape
+    step, tf32 = -(-N // ALIGNED) * ALIGNED, current() == "tf32"
     y = _empty((B, N, num_heads * d), qkv.dtype)
     scores, a = _empty((B, num_heads, N, step), np.float32), _empty((B, num_heads, N, step), qkv.dtype)
     q, k, v, s, weights, out = _heads(B, num_heads, *_packed(qkv, num_heads), scores, a, y)
@@ -203,13 +301,12 @@ def _multi_head(qkv: Any, num_heads: int) -> tuple[Any, Residue] | None:
     grid, block = (B * num_heads * N,), (_row_block(N),)
     _function("softmax", qkv.dtype.name)(grid, block, (scores, a, np.int32(N), np.int32(step)))
     products(weights, v, out, N, d, N, tf32=tf32)
-    return y, (a, tf32)
+    return y, (_by_products_backward, a, tf32)
 
 
-def _multi_head_backward(gy: Any, needed: set[int], saved: Saved, a: Any, tf32: bool) -> Gradients:
-    qkv, h, gy = saved["qkv"], saved["num_heads"], _contiguous(gy)
-    B, N, step, d = *qkv.shape[:2], a.shape[-1], qkv.shape[2] // (3 * h)
-    gqkv, ga, gs = _empty(qkv.shape, qkv.dtype), _empty(a.shape, np.float32), _empty(a.shape, a.dtype)
+def _by_products_backward(gy: Any, qkv: Any, gqkv: Any, h: int, d: int, a: Any, tf32: bool) -> None:
+    (B, N, _), step = qkv.shape, a.shape[-1]
+    ga, gs = _empty(a.shape, np.float32), _empty(a.shape, a.dtype)
     q, k, v, weights, out, into_weights = _heads(B, h, *_packed(qkv, h), a, gy, ga)
     gq, gk, gv, into_scores = _heads(B, h, *_packed(gqkv, h), gs)
     products(weights.T, out, gv, N, d, N, tf32=tf32)  # ∂L/∂V = Aᵀ · ∂L/∂O
@@ -219,7 +316,6 @@ def _multi_head_backward(gy: Any, needed: set[int], saved: Saved, a: Any, tf32: 
     _function("softmax_backward", a.dtype.name)(grid, block, arguments)
     products(into_scores, k, gq, N, d, N, tf32=tf32)
     products(into_scores.T, q, gk, N, d, N, tf32=tf32)
-    return (gqkv,)
 
 
 def _packed(qkv: Any, num_heads: int) -> Any:
@@ -229,7 +325,7 @@ def _packed(qkv: Any, num_heads: int) -> Any:
 
 
 def _heads(images: int, heads: int, *arrays: Any) -> list[Batch]:
-    """Where each head's matrix lies: of views (B, h, N, …), and of arrays (B, N, h · d_k) that hold heads side by side."""
+    """Where each head's matrix lies: of views (B, h, N, …), and of arrays (B, N, h · d_k) with heads side by side."""
     views = [a if a.ndim == 4 else a.reshape(*a.shape[:2], heads, -1).swapaxes(1, 2) for a in arrays]
     out = _empty((len(views), images * heads), np.int64)
     places = np.zeros(24, np.int64)
@@ -238,8 +334,7 @@ def _heads(images: int, heads: int, *arrays: Any) -> list[Batch]:
     grid, block = (-(-images * heads // BLOCK), len(views)), (BLOCK,)
     _function("addresses")(grid, block, (places.view(_PLACES), out, np.int32(images), np.int32(heads)))
     return [
-        Batch(where, view.dtype.name, view.strides[2] // view.itemsize)
-        for where, view in zip(out, views, strict=True)
+        Batch(where, view.dtype.name, view.strides[2] // view.itemsize) for where, view in zip(out, views, strict=True)
     ]
 
 
@@ -251,15 +346,8 @@ _PLACES = np.dtype((np.void, 3 * 8 * 8))  # a struct of three arrays of eight, p
 def _adamw(p: Any, g: Any, m: Any, v: Any, *numbers: float) -> bool | None:
     if not _suit(p, g, m, v) or not p.dtype == g.dtype == m.dtype == v.dtype == np.float32:
         return None
-    at = _empty(8, np.float32)
-    by_value = np.zeros(8, np.float32)
-    by_value[: len(numbers)] = numbers
-    _function("keep")((1,), (8,), (by_value.view(_NUMBERS), at))
-    _function("adamw")(*_passes(p.size), (p, g, m, v, at, np.int64(p.size)))
+    _function("adamw")(*_passes(p.size), (p, g, m, v, *map(np.float32, numbers), np.int64(p.size)))
     return True
-
-
-_NUMBERS = np.dtype((np.void, 8 * 4))
 
 
 def _square_sum(x: Any) -> Any:
@@ -280,8 +368,10 @@ def _ema(shadow: Any, p: Any, share: float) -> bool | None:
 
 KERNELS = {
     "adamw": Kernel(_adamw),
+    "astype": Kernel(_astype),
     "ema": Kernel(_ema),
     "square_sum": Kernel(_square_sum),
+    "survivors": Kernel(_survivors),
     "linear": Kernel(_linear, _linear_backward),
     "gelu": Kernel(_gelu, _gelu_backward),
     "layer_norm": Kernel(_layer_norm, _layer_norm_backward),

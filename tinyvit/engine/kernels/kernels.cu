@@ -1,6 +1,5 @@
 // The GPU's kernels. Each is one pass over memory; numbers are read as T, computed in float32 and written as they are to
-// be kept. A row (a token, or a row of attention weights) belongs to one block, so that no sum needs atomics and every
-// run gives the same bits.
+// be kept. A sum belongs to one warp or block and has one order: no atomics, so that every run gives the same bits.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -34,6 +33,11 @@ __device__ inline void each(size count, F f) {
     size whole = count / length * length;
     for (size i = thread() * length; i < whole; i += threads() * length) f(i, Pack<T, length>());
     for (size i = whole + thread(); i < count; i += threads()) f(i, Pack<T, 1>());
+}
+
+__device__ inline float sum_over_warp(float x) {
+    for (int lane = 16; lane; lane /= 2) x += __shfl_xor_sync(~0u, x, lane);
+    return x;
 }
 
 // The sum (or the largest) of one number a thread, over a block; every thread gets it.
@@ -84,68 +88,147 @@ __global__ void gelu_backward(const T *x, const T *gy, T *gx, size count) {
     });
 }
 
+// ---------------------------------------------------------------------------------------------------------- astype
+
+template <class X, class Y>
+__global__ void astype(const X *x, Y *y, size count) {
+    constexpr int length = 8;
+    size whole = count / length * length;
+    for (size i = thread() * length; i < whole; i += threads() * length) {
+        auto from = load(Pack<X, length>(), x, i);
+        Pack<Y, length> to;
+        for (int j = 0; j < length; j++) to.at[j] = (Y)(float)from.at[j];
+        store(y, i, to);
+    }
+    for (size i = whole + thread(); i < count; i += threads()) y[i] = (Y)(float)x[i];
+}
+
+// ---------------------------------------------------------------------------------------------------------- dropout
+
+// A 64-bit number that looks random, of a key and a counter: two rounds of SplitMix64 (Steele, Lea & Flood 2014).
+__device__ inline unsigned long long scrambled(unsigned long long x) {
+    x += 0x9e3779b97f4a7c15ull;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+    return x ^ (x >> 31);
+}
+
+// 1/(1 − p) where something survives, else 0. The key of the call travels with it, that of the step lies in memory,
+// where a graph finds another one each time.
+template <class T>
+__global__ void survivors(T *out, float p, unsigned long long key, const unsigned long long *step, size count) {
+    key = scrambled(key ^ scrambled(*step));
+    for (size i = thread(); i < count; i += threads()) {
+        float chance = (scrambled(key ^ scrambled(i)) >> 40) * 0x1p-24f;  // in [0, 1)
+        out[i] = (T)(chance >= p ? 1.f / (1.f - p) : 0.f);
+    }
+}
+
 // ------------------------------------------------------------------------------------------------------- layer norm
 
-// A block a row: y = (x − mean) · rstd · weight + bias, and the row's mean and rstd.
-template <class X, class Y>
+// A warp a row: y = (x − mean) · rstd · weight + bias, and the row's mean and rstd. Numbers are read by fours where the
+// width allows (PER = 4), else one by one.
+template <class X, class Y, int PER>
 __global__ void layer_norm(const X *x, const float *weight, const float *bias, float eps, Y *y, float *mean,
-                           float *rstd, int width) {
-    size row = blockIdx.x;
+                           float *rstd, size rows, int width) {
+    size row = thread() / 32;
+    if (row >= rows) return;
     x += row * width, y += row * width;
+    int first = threadIdx.x % 32 * PER;
     float sum = 0;
-    for (int i = threadIdx.x; i < width; i += blockDim.x) sum += (float)x[i];
-    float m = sum_over_block(sum) / width;
+    for (int i = first; i < width; i += 32 * PER) {
+        auto v = load(Pack<X, PER>(), x, i);
+        for (int j = 0; j < PER; j++) sum += (float)v.at[j];
+    }
+    float m = sum_over_warp(sum) / width;
     float squares = 0;
-    for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        float d = (float)x[i] - m;
-        squares += d * d;
+    for (int i = first; i < width; i += 32 * PER) {
+        auto v = load(Pack<X, PER>(), x, i);
+        for (int j = 0; j < PER; j++) squares += ((float)v.at[j] - m) * ((float)v.at[j] - m);
     }
-    float r = rsqrtf(sum_over_block(squares) / width + eps);
-    if (threadIdx.x == 0) mean[row] = m, rstd[row] = r;
-    for (int i = threadIdx.x; i < width; i += blockDim.x) y[i] = (Y)(((float)x[i] - m) * r * weight[i] + bias[i]);
+    float r = rsqrtf(sum_over_warp(squares) / width + eps);
+    if (threadIdx.x % 32 == 0) mean[row] = m, rstd[row] = r;
+    for (int i = first; i < width; i += 32 * PER) {
+        auto v = load(Pack<X, PER>(), x, i);
+        auto w = load(Pack<float, PER>(), weight, i), b = load(Pack<float, PER>(), bias, i);
+        Pack<Y, PER> out;
+        for (int j = 0; j < PER; j++) out.at[j] = (Y)(((float)v.at[j] - m) * r * w.at[j] + b.at[j]);
+        store(y, i, out);
+    }
 }
 
-// With n = (x − mean)·rstd and g = ∂L/∂y·weight: ∂L/∂x = rstd · (g − mean g − n · mean(g·n)). A block takes rows one
-// after another and keeps its sums of ∂L/∂y·n and ∂L/∂y for each column: `partial` (blocks, 2, width).
-template <class X, class Y>
+// With n = (x − mean)·rstd and g = ∂L/∂y·weight: ∂L/∂x = rstd · (g − mean g − n · mean(g·n)). A warp takes rows one
+// after another; the sums over rows of ∂L/∂y·n and ∂L/∂y are made elsewhere (norm_columns).
+template <class X, class Y, int PER>
 __global__ void layer_norm_backward(const Y *gy, const X *x, const float *weight, const float *mean, const float *rstd,
-                                    X *gx, float *partial, size rows, int width) {
-    extern __shared__ float columns[];  // (2, width): this block's sums
-    for (int i = threadIdx.x; i < 2 * width; i += blockDim.x) columns[i] = 0;
-    for (size row = blockIdx.x; row < rows; row += gridDim.x) {
-        const X *xs = x + row * width;
-        const Y *gs = gy + row * width;
-        float m = mean[row], r = rstd[row], sum = 0, product = 0;
-        for (int i = threadIdx.x; i < width; i += blockDim.x) {
-            float n = ((float)xs[i] - m) * r, g = (float)gs[i];
-            columns[i] += g * n, columns[width + i] += g;
-            g *= weight[i];
-            sum += g, product += g * n;
-        }
-        sum = sum_over_block(sum) / width, product = sum_over_block(product) / width;
-        for (int i = threadIdx.x; i < width; i += blockDim.x) {
-            float n = ((float)xs[i] - m) * r;
-            gx[row * width + i] = (X)(r * ((float)gs[i] * weight[i] - sum - n * product));
+                                    X *gx, size rows, int width) {
+    size row = thread() / 32;
+    if (row >= rows) return;
+    x += row * width, gy += row * width, gx += row * width;
+    int first = threadIdx.x % 32 * PER;
+    float m = mean[row], r = rstd[row], sum = 0, product = 0;
+    for (int i = first; i < width; i += 32 * PER) {
+        auto v = load(Pack<X, PER>(), x, i);
+        auto g = load(Pack<Y, PER>(), gy, i);
+        auto w = load(Pack<float, PER>(), weight, i);
+        for (int j = 0; j < PER; j++) {
+            float scaled = (float)g.at[j] * w.at[j];
+            sum += scaled, product += scaled * ((float)v.at[j] - m) * r;
         }
     }
-    for (int i = threadIdx.x; i < 2 * width; i += blockDim.x) partial[(size)blockIdx.x * 2 * width + i] = columns[i];
+    sum = sum_over_warp(sum) / width, product = sum_over_warp(product) / width;
+    for (int i = first; i < width; i += 32 * PER) {
+        auto v = load(Pack<X, PER>(), x, i);
+        auto g = load(Pack<Y, PER>(), gy, i);
+        auto w = load(Pack<float, PER>(), weight, i);
+        for (int j = 0; j < PER; j++)
+            v.at[j] = (X)(r * ((float)g.at[j] * w.at[j] - sum - ((float)v.at[j] - m) * r * product));
+        store(gx, i, v);
+    }
 }
 
-// The sums of the columns of x (rows, width), in two rounds: each block sums a stretch of rows, for 32 columns.
-template <class T>
-__global__ void sum_rows(const T *x, float *out, size rows, int width, size stretch) {
-    __shared__ float parts[32][33];
-    int column = blockIdx.x * 32 + threadIdx.x;
+// Sums over rows, in two rounds: each block (32 × 8 threads) sums a stretch of rows, for 32 · PER columns, and calls
+// itself on the stretches' sums. f(row, column) gives PER numbers of each of COUNT sums.
+template <int PER, int COUNT, class F>
+__device__ inline void sum_stretch(float *out, size rows, int width, size stretch, F f) {
+    __shared__ float parts[8][COUNT * PER][32];
+    int column = (blockIdx.x * 32 + threadIdx.x) * PER;
     size first = blockIdx.y * stretch, last = first + stretch < rows ? first + stretch : rows;
-    float sum = 0;
+    float sums[COUNT][PER] = {};
     if (column < width)
-        for (size row = first + threadIdx.y; row < last; row += blockDim.y) sum += (float)x[row * width + column];
-    parts[threadIdx.y][threadIdx.x] = sum;
+        for (size row = first + threadIdx.y; row < last; row += 8) f(sums, row, column);
+    for (int k = 0; k < COUNT; k++)
+        for (int j = 0; j < PER; j++) parts[threadIdx.y][k * PER + j][threadIdx.x] = sums[k][j];
     __syncthreads();
-    if (threadIdx.y == 0 && column < width) {
-        for (int i = 1; i < blockDim.y; i++) sum += parts[i][threadIdx.x];
-        out[(size)blockIdx.y * width + column] = sum;
+    if (column >= width) return;
+    for (int which = threadIdx.y; which < COUNT * PER; which += 8) {
+        float sum = 0;
+        for (int i = 0; i < 8; i++) sum += parts[i][which][threadIdx.x];
+        out[((size)blockIdx.y * COUNT + which / PER) * width + column + which % PER] = sum;
     }
+}
+
+// Σ x over the rows of (rows, width)
+template <class T, int PER>
+__global__ void sum_rows(const T *x, float *out, size rows, int width, size stretch) {
+    sum_stretch<PER, 1>(out, rows, width, stretch, [&](float(&sums)[1][PER], size row, int column) {
+        auto v = load(Pack<T, PER>(), x, row * width + column);
+        for (int j = 0; j < PER; j++) sums[0][j] += (float)v.at[j];
+    });
+}
+
+// The gradients of LayerNorm's weight and bias, Σ ∂L/∂y · n and Σ ∂L/∂y: (2, width) for each stretch
+template <class X, class Y, int PER>
+__global__ void norm_columns(const Y *gy, const X *x, const float *mean, const float *rstd, float *out, size rows,
+                             int width, size stretch) {
+    sum_stretch<PER, 2>(out, rows, width, stretch, [&](float(&sums)[2][PER], size row, int column) {
+        auto g = load(Pack<Y, PER>(), gy, row * width + column);
+        auto v = load(Pack<X, PER>(), x, row * width + column);
+        for (int j = 0; j < PER; j++) {
+            sums[0][j] += (float)g.at[j] * ((float)v.at[j] - mean[row]) * rstd[row];
+            sums[1][j] += (float)g.at[j];
+        }
+    });
 }
 
 // --------------------------------------------------------------------------------------------------------- attention
@@ -190,10 +273,9 @@ extern "C" __global__ void addresses(Places places, size *out, int images, int h
 
 // ------------------------------------------------------------------------------------------------------ flat buffers
 
-// numbers: lr · weight_decay, lr, β₁, β₂, eps, 1 − β₁ᵗ, 1 − β₂ᵗ, in memory, where a graph finds those of its step.
-extern "C" __global__ void adamw(float *p, const float *g, float *m, float *v, const float *numbers, size count) {
-    float decay = numbers[0], lr = numbers[1], beta1 = numbers[2], beta2 = numbers[3], eps = numbers[4];
-    float correction1 = numbers[5], root2 = sqrtf(numbers[6]);
+extern "C" __global__ void adamw(float *p, const float *g, float *m, float *v, float decay, float lr, float beta1,
+                                 float beta2, float eps, float correction1, float correction2, size count) {
+    float root2 = sqrtf(correction2);
     for (size i = thread(); i < count; i += threads()) {
         float gi = g[i], mi = m[i], vi = v[i];
         mi += (1.f - beta1) * (gi - mi);
@@ -202,13 +284,6 @@ extern "C" __global__ void adamw(float *p, const float *g, float *m, float *v, c
         p[i] = p[i] * (1.f - decay) - lr / correction1 * mi / (sqrtf(vi) / root2 + eps);
     }
 }
-
-// Up to eight numbers to memory: they travel with the launch, so that nobody waits and nothing is overwritten too soon.
-struct Numbers {
-    float at[8];
-};
-
-extern "C" __global__ void keep(Numbers numbers, float *out) { out[threadIdx.x] = numbers.at[threadIdx.x]; }
 
 // Σ x² of a stretch for each block, in double.
 extern "C" __global__ void square_sum(const float *x, double *out, size count) {

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyvit.engine import random
+from tinyvit.engine import kernels, random
 from tinyvit.engine.backend import namespace_of
 from tinyvit.engine.ops import reductions
 from tinyvit.engine.primitive import primitive
@@ -335,7 +335,7 @@ def dropout(x: Any, p: float = 0.5, rng: np.random.Generator | None = None) -> A
 
     Source: Srivastava et al. 2014.
     """
-    return x * _survivors(x, x.shape, p, rng) if p else x
+    return x * _survivors(x, x.shape, probability(p), rng) if p else x
 
 
 def drop_path(x: Any, p: float = 0.1, rng: np.random.Generator | None = None) -> Any:
@@ -343,14 +343,18 @@ def drop_path(x: Any, p: float = 0.1, rng: np.random.Generator | None = None) ->
 
     Source: Huang et al. 2016; Larsson et al. 2017.
     """
-    return x * _survivors(x, (x.shape[0],) + (1,) * (x.ndim - 1), p, rng) if p else x
+    return x * _survivors(x, (x.shape[0],) + (1,) * (x.ndim - 1), probability(p), rng) if p else x
 
 
 def _survivors(x: Any, shape: tuple[int, ...], p: float, rng: np.random.Generator | None) -> Any:
-    """1/(1 − p) where something survives, else 0; drawn on the host, so that every device drops the same."""
-    kept = (rng or random.generator()).random(shape, dtype=np.float32) >= probability(p)
-    data = plain(x)
-    return namespace_of(data).asarray(kept.astype(data.dtype) / data.dtype.type(1 - p))
+    """1/(1 − p) where something survives, else 0; drawn on the host, or by a kernel from a key that is."""
+    rng, data = rng or random.generator(), plain(x)
+    xp = namespace_of(data)
+    kernel = kernels.find("survivors", xp.device) if xp.device == "gpu" else None
+    if kernel and (drawn := kernel.forward(shape, p, data.dtype, int(rng.integers(2**63)))) is not None:
+        return drawn
+    kept = rng.random(shape, dtype=np.float32) >= p
+    return xp.asarray(kept.astype(data.dtype) / data.dtype.type(1 - p))
 
 
 def probability(p: float) -> float:

@@ -1,0 +1,110 @@
+"""A train step's forward and backward pass as one CUDA graph: hundreds of launches become one.
+
+A small ViT keeps a GPU waiting for Python. A graph is what a step launched, recorded once for a batch's shape and then
+launched as a whole: the same kernels on the same memory, with other numbers in it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tinyvit.engine import BackendError, Tensor, kernels, random
+from tinyvit.engine.backend import namespace_of, namespace_on
+
+WARM_UP = 2  # steps before recording, in which kernels are compiled and plans are made
+
+
+class StepGraph:
+    """Calls `backward(*batch)`, which fills the parameters' gradients; after a warm-up, as a graph.
+
+    A batch of another shape (the last one of an epoch, say) is computed without the graph, and so is every batch if the
+    step does what a graph cannot hold, such as dropout of attention weights, whose products are CuPy's; a sentence on
+    standard error says so once. Dropout draws from a key that the step's generator gives, so that every step drops
+    others, the same ones with a graph and without.
+
+    Args:
+        backward: takes arrays on the GPU and returns arrays on the GPU, whose memory the next call reuses. It must not
+            wait for the GPU, nor move anything to or from it.
+        parameters: the leaves whose `.grad` it fills, all of them in every call.
+
+    Raises:
+        BackendError: there are no kernels: cuBLAS's calls through CuPy cannot be recorded.
+    """
+
+    def __init__(self, backward: Callable[..., Sequence[Any]], parameters: Sequence[Tensor]):
+        if not kernels.find("linear", "gpu"):
+            raise BackendError("a graph needs the GPU's kernels: they are switched off, or cuBLAS is missing")
+        self.backward, self.parameters = backward, parameters
+        self.shapes: Any = None  # of the batches that the graph is for
+        self.calls = 0
+        self.recorded: Any = None
+        self.told: set[str] = set()
+        cupy = namespace_on("gpu").module
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.memory = cupy.cuda.MemoryPool()  # what the graph's kernels write to: nobody else may have it
+
+    def __call__(self, *batch: Any) -> Sequence[Any]:
+        """Return what `backward` returns for this batch, arrays on the GPU."""
+        self._draw()
+        shapes = [(array.shape, array.dtype) for array in batch]
+        self.shapes = self.shapes or shapes
+        if shapes != self.shapes:
+            sizes = " and ".join("×".join(map(str, shape)) for shape, _ in shapes)
+            self._say(f"a batch of {sizes} is not of the graph's shape")
+            return self._compute(batch)
+        self.calls += 1
+        if self.calls == WARM_UP + 1:
+            self._record(batch)
+        return self._repeat(batch) if self.recorded else self._compute(batch)
+
+    def _draw(self) -> None:
+        """The key of this step's dropout: written by a kernel, so that nobody waits."""
+        from tinyvit.engine.kernels.gpu import chance_of_step
+
+        chance_of_step().fill(np.uint64(random.generator().integers(2**63)))
+
+    def _compute(self, batch: Sequence[Any]) -> Sequence[Any]:
+        with random.using(np.random.default_rng(0)):  # the keys of the calls, which a graph keeps, are the same always
+            return self.backward(*batch)
+
+    def _record(self, batch: Sequence[Any]) -> None:
+        cupy = namespace_on("gpu").module
+        cupy.cuda.get_current_stream().synchronize()
+        cupy.get_default_memory_pool().free_all_blocks()
+        with self.stream, cupy.cuda.using_allocator(self.memory.malloc):
+            self.inputs = [namespace_of(array).empty_like(array) for array in batch]
+            self.stream.begin_capture()
+            try:
+                self.outputs = self._compute(self.inputs)
+                self.recorded = self.stream.end_capture()
+            except (RuntimeError, NotImplementedError) as error:  # CuPy's and CUDA's are kinds of RuntimeError
+                self._abandon(error)
+                return
+        self.gradients = [p.grad for p in self.parameters]
+
+    def _abandon(self, error: Exception) -> None:
+        if self.stream.is_capturing():
+            try:
+                self.stream.end_capture()
+            except RuntimeError:
+                pass  # CUDA says once more that the recording is void
+        for p in self.parameters:
+            p.grad = None
+        self._say(f"this step cannot be recorded as a graph ({error})")
+
+    def _repeat(self, batch: Sequence[Any]) -> Sequence[Any]:
+        for place, array in zip(self.inputs, batch, strict=True):
+            place[...] = array
+        self.recorded.launch(namespace_on("gpu").module.cuda.get_current_stream())
+        for p, gradient in zip(self.parameters, self.gradients, strict=True):
+            p.grad = gradient
+        return self.outputs
+
+    def _say(self, why: str) -> None:
+        if why not in self.told:
+            self.told.add(why)
+            print(f"tinyvit: {why}: computed without it", file=sys.stderr)
