@@ -6,6 +6,7 @@ launched as a whole: the same kernels on the same memory, with other numbers in 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -81,17 +82,15 @@ class StepGraph:
             try:
                 self.outputs = self._compute(self.inputs)
                 self.recorded = self.stream.end_capture()
-            except (RuntimeError, NotImplementedError) as error:  # CuPy's and CUDA's are kinds of RuntimeError
+            except RuntimeError as error:  # of which CuPy's NotImplementedError and CUDA's own are kinds
                 self._abandon(error)
                 return
         self.gradients = [p.grad for p in self.parameters]
 
     def _abandon(self, error: Exception) -> None:
         if self.stream.is_capturing():
-            try:
+            with contextlib.suppress(RuntimeError):  # CUDA says once more that the recording is void
                 self.stream.end_capture()
-            except RuntimeError:
-                pass  # CUDA says once more that the recording is void
         for p in self.parameters:
             p.grad = None
         self._say(f"this step cannot be recorded as a graph ({error})")
