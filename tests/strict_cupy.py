@@ -21,7 +21,7 @@ refuse_float64 = False  # narrow floats that become float64 raise AssertionError
 refuse_synchronisations = False  # what waits raises AssertionError, and so shows where it stands
 
 NARROW = (np.float16, np.float32)
-SCATTERED = "int32 int64 uint32 uint64 float16 float32 float64".split()  # the dtypes of cupy.add.at
+SCATTERED = ["int32", "int64", "uint32", "uint64", "float16", "float32", "float64"]  # the dtypes of cupy.add.at
 
 
 def _wait(what):
@@ -70,7 +70,7 @@ def _arrays(values):
 
 
 def _compute(name, function, arguments, named, out=None):
-    """Call a function of NumPy on what lies in device arrays; its result is a device array, or a list of them."""
+    """Call a function of NumPy on what lies in device arrays; its result is a device array."""
     _launch()
     plain = [_plain(value) for value in arguments]
     if out is not None:
@@ -82,8 +82,7 @@ def _compute(name, function, arguments, named, out=None):
     if out is not None:
         return out
     sources = list(_arrays(arguments))
-    if isinstance(result, (list, tuple)):
-        return [_settled(part, sources) for part in result]
+    result = np.asarray(result)
     if refuse_float64 and named.get("dtype") is None and result.dtype == np.float64:
         narrow = [a.dtype.name for a in sources if a.dtype in NARROW]
         assert not narrow, f"{name} of {' and '.join(narrow)} gives float64"
@@ -91,7 +90,6 @@ def _compute(name, function, arguments, named, out=None):
 
 
 def _settled(result, sources):
-    result = np.asarray(result)
     for source in sources if result.base is not None else ():
         if np.may_share_memory(result, source._array):
             return _view(source, result)
@@ -302,14 +300,14 @@ class _Add(_Ufunc):
             np.add.at(array._array, _index(index)[0], _plain(values))
 
 
-UFUNCS = {
-    name: _Ufunc(name)
-    for name in """abs absolute arccos arcsin arctan arctan2 bitwise_and bitwise_or bitwise_xor cbrt ceil copysign cos
-    cosh divide equal exp exp2 expm1 floor floor_divide fmax fmin greater greater_equal hypot invert isfinite isinf
+ELEMENTWISE = """
+    abs absolute arccos arcsin arctan arctan2 bitwise_and bitwise_or bitwise_xor cbrt ceil copysign cos cosh
+    divide equal exp exp2 expm1 floor floor_divide fmax fmin greater greater_equal hypot invert isfinite isinf
     isnan less less_equal log log10 log1p log2 logaddexp logical_and logical_not logical_or logical_xor maximum minimum
     multiply negative not_equal positive power reciprocal remainder rint sign signbit sin sinh sqrt square subtract tan
-    tanh true_divide trunc""".split()
-} | {"add": _Add("add")}
+    tanh true_divide trunc
+"""
+UFUNCS = {name: _Ufunc(name) for name in ELEMENTWISE.split()} | {"add": _Add("add")}
 
 
 def _operators(name):
@@ -560,8 +558,10 @@ def _module(name, **contents):
     return module
 
 
-_NAMES = """bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128 inf nan
-pi e newaxis dtype finfo iinfo promote_types can_cast isscalar""".split()
+NAMES = """
+    bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128 inf
+    nan pi e newaxis dtype finfo iinfo promote_types can_cast isscalar
+"""
 
 cuda = _module("cupy.cuda", Stream=Stream, Event=Event, get_current_stream=Stream)
 cupy = _module(
@@ -571,7 +571,7 @@ cupy = _module(
     cuda=cuda,
     is_available=lambda: True,
     **{f.__name__: f for f in (asnumpy, clip, may_share_memory, nonzero, split, where)},
-    **{name: getattr(np, name) for name in _NAMES},
+    **{name: getattr(np, name) for name in NAMES.split()},
     **(UFUNCS | REDUCTIONS | FUNCTIONS | VIEWS | MAKERS),
 )
 _special = _module("cupyx.scipy.special", erf=erf)
