@@ -13,11 +13,11 @@ import tinyvit as tv
 
 SMALL = {"image_size": 28, "patch_size": 4, "channels": 1, "num_classes": 10, "dim": 128, "depth": 6, "num_heads": 4}
 CIFAR = {"image_size": 32, "patch_size": 4, "num_classes": 10, "dim": 192, "depth": 12, "num_heads": 3}
-WORK: dict[str, tuple[dict[str, Any], int, int]] = {  # name: (config, batch on a CPU, batch on a GPU)
-    "28x28x1 p4 D128 L6": (SMALL, 128, 512),
-    "32x32x3 p4 D192 L12": (CIFAR, 64, 256),
-    "224x224x3 p16 Ti": ({"dim": 192, "depth": 12, "num_heads": 3}, 16, 64),
-    "224x224x3 p16 S": ({"dim": 384, "depth": 12, "num_heads": 6}, 8, 64),
+WORK: dict[str, tuple[dict[str, Any], int]] = {  # name: (config, batch)
+    "28x28x1 p4 D128 L6": (SMALL, 128),
+    "32x32x3 p4 D192 L12": (CIFAR, 64),
+    "224x224x3 p16 Ti": ({"dim": 192, "depth": 12, "num_heads": 3}, 16),
+    "224x224x3 p16 S": ({"dim": 384, "depth": 12, "num_heads": 6}, 8),
 }
 LR, WEIGHT_DECAY = 1e-3, 0.05  # of AdamW, everywhere
 

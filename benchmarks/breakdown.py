@@ -66,7 +66,7 @@ class Clock:
 
 def measure(name: str, rounds: int) -> dict[str, Any]:
     """Time the parts of a step, in turn with one worker and with one a core."""
-    fields, batch, _ = WORK[name]
+    fields, batch = WORK[name]
     ours = Ours(Work.of(fields, batch), "cpu")
     ways = {"one worker": 1, "all workers": parallel.default_workers()}
     steps: dict[str, list[dict[str, float]]] = {way: [] for way in ways}

@@ -37,8 +37,7 @@ def peak(candidate: str, name: str, steps: int) -> tuple[int, int]:
     peers.make(candidate, Work.of(TINY, 2)).step()
     (PROCESS / "clear_refs").write_text("5")
     before = _status("VmRSS")
-    fields, batch, _ = WORK[name]
-    peer = peers.make(candidate, Work.of(fields, batch))
+    peer = peers.make(candidate, Work.of(*WORK[name]))
     for _ in range(steps):
         peer.step()
     highest = _status("VmHWM")

@@ -26,7 +26,7 @@ import tinyvit as tv
 from tinyvit.engine import kernels
 from tinyvit.engine.kernels.memory import keep_freed_memory
 
-FIELDS, BATCH, _ = WORK["32x32x3 p4 D192 L12"]
+FIELDS, BATCH = WORK["32x32x3 p4 D192 L12"]
 CONFIG = tv.ViTConfig(**FIELDS)
 TOKENS = (BATCH, CONFIG.num_patches + 1, CONFIG.dim)
 HIDDEN = (*TOKENS[:2], CONFIG.mlp_hidden)

@@ -1,11 +1,10 @@
 """A whole train step (forward, backward, AdamW) of four ViTs, beside other libraries and the products alone.
 
-    python benchmarks/train_step.py                  # on a CPU
+    python benchmarks/train_step.py
     python benchmarks/train_step.py --peers torch    # beside PyTorch eager alone
-    python benchmarks/train_step.py --device gpu     # through CuPy, beside PyTorch eager
 
-Float32, exact GELU, the same weights and images for all, taken in turn in one run; on a GPU without TF32 on either
-side. Before anything is timed, the losses of two steps must agree.
+On a CPU (`gpu.py` is for a GPU), in float32, with exact GELU, the same weights and images for all, taken in turn in one
+run. Before anything is timed, the losses of two steps must agree.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import _common
 import peers
 from _work import WORK, Work, add_rows
 from peers import OTHERS, OURS, PLAIN
+from peers.products import Products
 
 FLOOR = "products alone"
 TARGETS = ("torch", "compile", FLOOR)  # what tinyvit is measured by
@@ -26,18 +26,15 @@ LIMIT = 20  # seconds of timed calls that a candidate gets on one row
 
 def measure(name: str, work: Work, names: list[str], options: argparse.Namespace) -> dict[str, Any]:
     """Time one row of the table."""
-    made = {peer: peers.make(peer, work, options.device) for peer in names}
+    made = {peer: peers.make(peer, work) for peer in names}
     losses = peers.check_losses(made)
     candidates: dict[str, Callable[[], Any]] = {peer: one.step for peer, one in made.items()}
     row: dict[str, Any] = {"work": name, "batch": len(work.labels), "losses": losses}
-    if options.device == "cpu":
-        from peers.products import Products
-
-        floor = Products(work)
-        candidates[FLOOR] = floor.step
-        row["arrangement of the products"] = floor.arrangement
-    warmup = int(options.device == "gpu")  # steps there are short; elsewhere those that were compared are enough
-    row["ms"] = ms = _common.medians(_common.paired(candidates, options.rounds, warmup, LIMIT))
+    floor = Products(work)
+    candidates[FLOOR] = floor.step
+    row["arrangement of the products"] = floor.arrangement
+    # no warm-up: the steps that were compared are enough
+    row["ms"] = ms = _common.medians(_common.paired(candidates, options.rounds, 0, LIMIT))
     row |= {f"ratio to {to}": _common.ratios(ms, to) for to in TARGETS if to in ms}
     return row
 
@@ -50,22 +47,19 @@ def in_short(row: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     parser = _common.parser(__doc__, rounds=5)
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--peers", type=_common.choice(OTHERS), default=OTHERS, help=f"some of {','.join(OTHERS)}")
     add_rows(parser)
     parser.add_argument("--all", action="store_true", help="HIPS autograd on every row, not on the first alone")
     options = parser.parse_args()
-    asked = [OURS, PLAIN, *options.peers] if options.device == "cpu" else [OURS, "torch"]
-    names = peers.installed(asked)
+    names = peers.installed([OURS, PLAIN, *options.peers])
     rows = []
     for name in options.rows:
-        fields, cpu_batch, gpu_batch = WORK[name]
-        work = Work.of(fields, gpu_batch if options.device == "gpu" else cpu_batch)
+        work = Work.of(*WORK[name])
         fast = [peer for peer in names if peer != "autograd" or name == next(iter(WORK)) or options.all]
         rows.append(measure(name, work, fast, options))
         print(in_short(rows[-1]), flush=True)
     print(_common.table([in_short(row) for row in rows]))
-    print(_common.save(f"train_step_{options.device}", {"unit": "ms, medians", "rows": rows}, options.out))
+    print(_common.save("train_step_cpu", {"unit": "ms, medians", "rows": rows}, options.out))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ FUNCTIONS = [
     f"{name}<{', '.join([*types, *lengths])}>"
     for name, (count, per) in _TEMPLATES.items()
     for types in itertools.product(NAMES.values(), repeat=count)
+    if not {*HALVES} <= {*types}
     for lengths in ([[str(n)] for n in per] or [[]])
 ]
 BLOCK = 256  # threads
