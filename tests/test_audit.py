@@ -33,7 +33,7 @@ LEFT_TO_THE_ARRAY_CODE = {  # by the kernels of the CPU: single numbers and batc
 
 @pytest.fixture(scope="session")
 def report(device):
-    return audit.run(device=device, workers=os.cpu_count() or 1 if device == "cpu" else 1)
+    return audit.run(device=device, workers=os.cpu_count() or 1)
 
 
 @pytest.mark.parametrize("name", audit.names())

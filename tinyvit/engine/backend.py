@@ -51,6 +51,8 @@ class Namespace:
 
     def scatter_add(self, values: Array, index: tuple[Any, ...], shape: tuple[int, ...]) -> Array:
         """Zeros of `shape` with `values` added at `index`; where an index occurs twice, both values count."""
+        if self.device == "gpu" and values.dtype.name in ("int8", "int16", "uint8"):  # which CuPy does not add
+            return self.scatter_add(values.astype(np.int32), index, shape).astype(values.dtype)
         total = self.module.zeros(shape, dtype=values.dtype)
         if _may_repeat(index):
             self.scatter_add_at(total, index, values)

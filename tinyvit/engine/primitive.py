@@ -126,7 +126,8 @@ class Primitive:
             if isinstance(y, (tuple, list)):
                 return self._several(xp, y, residue, arguments, arrays, parents, tracked)
             y = _not_a_scalar(xp, y)
-        result = Tensor(y, None, None if y.base is None else _version_of(xp, y, arguments))
+        looks_at_another = y.base is not None or y is arrays[0]
+        result = Tensor(y, None, _version_of(xp, y, arguments) if looks_at_another else None)
         dtype = y.dtype
         if (
             tracked and dtype.kind in "fV"
@@ -349,11 +350,10 @@ def _on_tape(value: Any, parent: Node | None, version: list[int] | None) -> Any:
 
 
 def _version_of(xp: Namespace, y: Any, arguments: Sequence[Any]) -> list[int] | None:
-    """A view is overwritten when what it looks at is, so it shares the version of the Tensor it came from."""
-    if y.base is not None:
-        for argument in arguments:
-            if isinstance(argument, Tensor) and xp.may_share_memory(y, argument.data):
-                return argument.version
+    """A view (or the very array) is overwritten when what it looks at is, so it shares its Tensor's version."""
+    for argument in arguments:
+        if isinstance(argument, Tensor) and xp.may_share_memory(y, argument.data):
+            return argument.version
     return None
 
 

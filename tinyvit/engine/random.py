@@ -1,10 +1,14 @@
-"""Where chance comes from: one NumPy generator a thread, on the host, so that every device makes the same choices."""
+"""Where chance comes from: one NumPy generator a thread, on the host, so that every device makes the same choices.
+
+Training on a GPU may have its dropout drawn there, from keys that this generator gives: see `on_gpu`.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 
@@ -40,3 +44,21 @@ def using(rng: np.random.Generator) -> Iterator[None]:
         yield
     finally:
         _state.generator = previous
+
+
+_on_gpu = ContextVar("dropout on a GPU is drawn there", default=False)
+
+
+@contextmanager
+def on_gpu() -> Iterator[None]:
+    """Draw dropout of arrays on a GPU there, inside the block: nothing is moved, but a CPU would drop others."""
+    token = _on_gpu.set(True)
+    try:
+        yield
+    finally:
+        _on_gpu.reset(token)
+
+
+def drawn_on_gpu() -> bool:
+    """Whether `on_gpu` holds here."""
+    return _on_gpu.get()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -259,7 +260,9 @@ class Tensor:
             raise TapeError(_OVERWRITING)
         if isinstance(value, Tensor) and value.requires_grad and tape.mode.recording:
             raise TapeError("item assignment would lose the gradient of the value: use ops.where, or value.detach()")
-        self.data[plain(index)] = plain(value)
+        value = plain(self._operand(value))
+        namespace_of(self.data, value)  # or an error that says where the two are
+        self.data[plain(index)] = value
         self.bump_version()
 
     def __len__(self) -> int:
@@ -280,7 +283,9 @@ class Tensor:
         return int(self.data)
 
     def __index__(self) -> int:
-        return self.data.__index__()
+        if self.ndim:
+            raise TypeError(f"a Tensor of shape {self.shape} is no single whole number, as an index must be")
+        return operator.index(self.data.item())
 
     def __format__(self, spec: str) -> str:
         return format(self.item() if spec and self.size == 1 else str(self), spec)

@@ -69,7 +69,8 @@ class StepGraph:
         chance_of_step().fill(np.uint64(random.generator().integers(2**63)))
 
     def _compute(self, batch: Sequence[Any]) -> Sequence[Any]:
-        with random.using(np.random.default_rng(0)):  # the keys of the calls, which a graph keeps, are the same always
+        # the keys of the calls, which a graph keeps, are the same always
+        with random.on_gpu(), random.using(np.random.default_rng(0)):
             return self.backward(*batch)
 
     def _record(self, batch: Sequence[Any]) -> None:

@@ -137,7 +137,7 @@ class Trainer:
         self.model.train()
         self.optimizer.zero_grad()
         chance = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(DROPOUT, self.step)))
-        with random.using(chance), precision(self.precision):
+        with random.using(chance), random.on_gpu(), precision(self.precision):
             loss, right = self._backward(images, labels)
         self._check(loss, "loss")
         if self.scale is None or self.scale.undo(self.optimizer.parameters):

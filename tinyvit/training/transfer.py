@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -47,23 +48,22 @@ class _Place:
     def __init__(self, cupy: Any):
         self.cupy = cupy
         self.pinned: list[Any] = []
+        self.room: list[Any] = []
         self.there: list[Any] = []
-        self.sizes: Any = None
         self.copied, self.free = cupy.cuda.Event(disable_timing=True), cupy.cuda.Event(disable_timing=True)
 
     def fetch(self, batch: Batch, stream: Any) -> None:
         """Start copying; only the copy from this place's pinned memory two batches ago is waited for."""
-        sizes = [(array.shape, array.dtype) for array in batch]
-        if sizes != self.sizes:
-            self.cupy.cuda.get_current_stream().synchronize()
-            self.pinned = [empty_pinned(*size) for size in sizes]
-            self.there = [self.cupy.empty(*size) for size in sizes]
-            self.sizes = sizes
         self.copied.synchronize()
+        if any(len(array) > len(room) for array, room in zip_longest(batch, self.pinned, fillvalue=())):
+            self.cupy.cuda.get_current_stream().synchronize()
+            self.pinned = [empty_pinned(array.shape, array.dtype) for array in batch]
+            self.room = [self.cupy.empty(array.shape, array.dtype) for array in batch]
         stream.wait_event(self.free)
+        self.there = [room[: len(array)] for array, room in zip(batch, self.room, strict=True)]  # the last may be short
         for array, pinned, there in zip(batch, self.pinned, self.there, strict=True):
-            pinned[...] = array
-            there.set(pinned, stream=stream)
+            pinned[: len(array)] = array
+            there.set(pinned[: len(array)], stream=stream)
         self.copied.record(stream)
 
     def arrays(self) -> Sequence[Any]:

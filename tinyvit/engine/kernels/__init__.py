@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from tinyvit.engine.backend import gpu_available
+
 
 class Kernel(NamedTuple):
     """How one op is computed on one device.
@@ -72,11 +74,11 @@ def table(device: str) -> dict[str, Kernel]:
 
 def _load(device: str) -> dict[str, Kernel]:
     try:
-        if device == "gpu":
+        if device == "gpu" and gpu_available():
             from tinyvit.engine.kernels import gpu
 
             return gpu.ready()
-        if available():
+        if device == "cpu" and available():
             from tinyvit.engine.kernels import cpu
 
             return cpu.KERNELS

@@ -158,15 +158,16 @@ __device__ inline void through(Tile<T, D> (&tiles)[2][2], const T *left, size le
     }
 }
 
-// Where this block's head lies: block (tile, image · heads + head).
+// Where this block's head lies: block (image · heads + head) · tiles + tile.
 template <int D>
 struct Head {
     int heads, N, head, first;
     size image, step, row;  // numbers from row to row of qkv; `row` is the head's first in arrays (images, heads, N)
 
     __device__ Head(int heads, int N) : heads(heads), N(N) {
-        image = blockIdx.y / heads, head = blockIdx.y % heads, first = blockIdx.x * ROWS;
-        step = (size)3 * heads * D, row = (size)blockIdx.y * N;
+        int tiles = (N + ROWS - 1) / ROWS, which = blockIdx.x / tiles;
+        image = which / heads, head = which % heads, first = blockIdx.x % tiles * ROWS;
+        step = (size)3 * heads * D, row = (size)which * N;
     }
     __device__ size packed(int which) const { return image * N * step + (which * heads + head) * D; }
     __device__ size beside() const { return (image * N * heads + head) * D; }  // in (images, N, heads · D)

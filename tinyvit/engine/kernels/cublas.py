@@ -21,7 +21,8 @@ _TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}  # cudaDataT
 _COMPUTE_32F, _COMPUTE_TF32 = 68, 77  # cublasComputeType_t
 _TRANS_A, _TRANS_B, _EPILOGUE, _BIAS_POINTER, _BIAS_TYPE = 3, 4, 7, 8, 26  # cublasLtMatmulDescAttributes_t
 _DEFAULT, _BIAS = 1, 4  # cublasLtEpilogue_t
-_MAX_WORKSPACE = 1  # cublasLtMatmulPreferenceAttributes_t
+_MAX_WORKSPACE, _ALIGNMENTS = 1, (5, 6, 7, 8)  # cublasLtMatmulPreferenceAttributes_t; of A, B, C and D
+ALIGNMENT = 16  # bytes; where an operand must begin
 _GEMM_DEFAULT = -1  # cublasGemmAlgo_t
 
 _pointer = ctypes.c_void_p
@@ -117,7 +118,7 @@ def product(a: Any, b: Any, out: Any, bias: Any = None, tf32: bool = False) -> N
     """Write a · b to `out`: (n, k) · (k, m) → (n, m), all on the GPU, sums in float32.
 
     Args:
-        a, b: of one dtype; views whose rows or columns lie side by side are read as they are.
+        a, b: of one dtype, beginning on 16 bytes; views whose rows or columns lie side by side are read as they are.
         out: C-contiguous; of the operands' dtype, or float32.
         bias: (m), of out's dtype, added to every row.
         tf32: let float32 be rounded to 10 bits of mantissa on the way into the tensor cores.
@@ -181,8 +182,9 @@ def _plan(left: tuple[Any, ...], right: tuple[Any, ...], shape: Any, dtype: str,
     on_out = _layout(lib, dtype, shape[0], shape[1], shape[1])
     preference = _pointer()
     _check(lib.lt.cublasLtMatmulPreferenceCreate(ctypes.byref(preference)))
-    size = ctypes.c_uint64(WORKSPACE)
-    _check(lib.lt.cublasLtMatmulPreferenceSetAttribute(preference, _MAX_WORKSPACE, ctypes.byref(size), 8))
+    _prefer(lib, preference, _MAX_WORKSPACE, ctypes.c_uint64(WORKSPACE))
+    for attribute in _ALIGNMENTS:
+        _prefer(lib, preference, attribute, ctypes.c_uint32(ALIGNMENT))
     found, count = _Heuristic(), ctypes.c_int()
     status = lib.lt.cublasLtMatmulAlgoGetHeuristic(
         lib.handle_lt, description, on_right, on_left, on_out, on_out, preference, 1, ctypes.byref(found),
@@ -204,6 +206,11 @@ def _layout(lib: _Library, dtype: str, rows: int, columns: int, step: int) -> An
 def _set(lib: _Library, description: Any, attribute: int, value: Any) -> None:
     size = ctypes.c_size_t(ctypes.sizeof(value))
     _check(lib.lt.cublasLtMatmulDescSetAttribute(description, attribute, ctypes.byref(value), size))
+
+
+def _prefer(lib: _Library, preference: Any, attribute: int, value: Any) -> None:
+    size = ctypes.c_size_t(ctypes.sizeof(value))
+    _check(lib.lt.cublasLtMatmulPreferenceSetAttribute(preference, attribute, ctypes.byref(value), size))
 
 
 # ------------------------------------------------------------------------------------------------------- many at once

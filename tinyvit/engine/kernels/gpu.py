@@ -110,7 +110,8 @@ def _suit(*arrays: Any) -> bool:
 
 
 def astype(x: Any, dtype: Any) -> Any:
-    """Return x in another of the kernels' dtypes, or itself."""
+    """Return x in another of the kernels' dtypes, or itself; ready to be read."""
+    x = _ready(x)
     if x.dtype == dtype:
         return x
     y = _empty(x.shape, dtype)
@@ -131,8 +132,10 @@ def _rows(x: Any) -> Any:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
-def _contiguous(x: Any) -> Any:
-    return namespace_on("gpu").ascontiguousarray(x)
+def _ready(x: Any) -> Any:
+    """The array as kernels and cuBLAS may read it: in C order, and beginning on 16 bytes (a view may not)."""
+    x = namespace_on("gpu").ascontiguousarray(x)
+    return x if x.data.ptr % 16 == 0 else x.copy()
 
 
 # -------------------------------------------------------------------------------------------------------------- linear
@@ -150,7 +153,7 @@ def _linear(x: Any, weight: Any, bias: Any) -> tuple[Any, Residue] | None:
 
 
 def _linear_backward(gy: Any, needed: set[int], saved: Saved, x: Any, w: Any, tf32: bool) -> Gradients:
-    gy = _rows(_contiguous(gy))
+    gy = _rows(_ready(gy))
     gx = gweight = gbias = None
     if 0 in needed:
         gx = _empty(x.shape, x.dtype)
@@ -184,13 +187,13 @@ def sum_rows(x: Any) -> Any:
 def _gelu(x: Any, approximate: str) -> tuple[Any, Residue] | None:
     if approximate != "none" or not _suit(x):
         return None
-    y = _empty(x.shape, x.dtype)
+    x, y = _ready(x), _empty(x.shape, x.dtype)
     _function("gelu", x.dtype.name)(*_passes(x.size), (x, y, np.int64(x.size)))
     return y, ()
 
 
 def _gelu_backward(gy: Any, needed: set[int], saved: Saved) -> Gradients:
-    x, gy = saved["x"], _contiguous(gy)
+    x, gy = _ready(saved["x"]), _ready(gy)
     gx = _empty(x.shape, x.dtype)
     _function("gelu_backward", x.dtype.name)(*_passes(x.size), (x, gy, gx, np.int64(x.size)))
     return (gx,)
@@ -224,13 +227,14 @@ def _layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Residu
         return None
     y, width = _empty(x.shape, _computed_in(x)), x.shape[-1]
     mean, rstd = _empty(x.shape[:-1], np.float32), _empty(x.shape[:-1], np.float32)
-    arguments = (x, weight, bias, np.float32(eps), y, mean, rstd, np.int64(mean.size), np.int32(width))
+    given = _ready(x), _ready(weight), _ready(bias), np.float32(eps)
+    arguments = (*given, y, mean, rstd, np.int64(mean.size), np.int32(width))
     _function("layer_norm", x.dtype.name, y.dtype.name, per=_by_fours(width))(*_warps(mean.size), arguments)
     return y, (mean, rstd)
 
 
 def _layer_norm_backward(gy: Any, needed: set[int], saved: Saved, mean: Any, rstd: Any) -> Gradients:
-    x, weight, gy = saved["x"], saved["weight"], _contiguous(gy)
+    x, weight, gy = _ready(saved["x"]), _ready(saved["weight"]), _ready(gy)
     width, rows, types = x.shape[-1], mean.size, (x.dtype.name, gy.dtype.name)
     per, gx, gradients = _by_fours(width), None, (None, None)
     if 0 in needed:
@@ -261,15 +265,15 @@ def _warps(rows: int) -> tuple[tuple[int], tuple[int]]:
 def _multi_head(qkv: Any, num_heads: int) -> tuple[Any, Residue] | None:
     if not _suit(qkv) or qkv.ndim != 3 or num_heads < 1 or qkv.shape[-1] % (3 * num_heads):
         return None
-    d = qkv.shape[-1] // (3 * num_heads)
+    qkv, d = _ready(qkv), qkv.shape[-1] // (3 * num_heads)
     in_one_pass = qkv.dtype.name in HALVES and d in HEAD_WIDTHS
     return _in_one_pass(qkv, num_heads, d) if in_one_pass else _by_products(qkv, num_heads, d)
 
 
 def _multi_head_backward(gy: Any, needed: set[int], saved: Saved, backward: Any, *kept: Any) -> Gradients:
-    qkv, h = saved["qkv"], saved["num_heads"]
+    qkv, h = _ready(saved["qkv"]), saved["num_heads"]
     gqkv = _empty(qkv.shape, qkv.dtype)
-    backward(_contiguous(gy), qkv, gqkv, h, qkv.shape[-1] // (3 * h), *kept)
+    backward(_ready(gy), qkv, gqkv, h, qkv.shape[-1] // (3 * h), *kept)
     return (gqkv,)
 
 
@@ -278,7 +282,7 @@ def _in_one_pass(qkv: Any, h: int, d: int) -> tuple[Any, Residue]:
     (B, N, _), dtype = qkv.shape, qkv.dtype
     y, logs = _empty((B, N, h * d), dtype), _empty((B, h, N), np.float32)
     sizes = np.int32(N), np.int32(h), np.float32(d**-0.5)
-    _attention("attention", dtype.name, d)((-(-N // TILE), B * h), (THREADS,), (qkv, y, logs, *sizes))
+    _attention("attention", dtype.name, d)((-(-N // TILE) * B * h,), (THREADS,), (qkv, y, logs, *sizes))
     return y, (_in_one_pass_backward, y, logs)
 
 
@@ -288,7 +292,7 @@ def _in_one_pass_backward(gy: Any, qkv: Any, gqkv: Any, h: int, d: int, y: Any, 
     _attention("row_products", dtype, d)(*_warps(rows), (gy, y, dots, np.int32(N), np.int32(h), np.int64(rows)))
     arguments = (qkv, gy, logs, dots, gqkv, np.int32(N), np.int32(h), np.float32(d**-0.5))
     for side in ("attention_queries", "attention_keys"):
-        _attention(side, dtype, d)((-(-N // TILE), B * h), (THREADS,), arguments)
+        _attention(side, dtype, d)((-(-N // TILE) * B * h,), (THREADS,), arguments)
 
 
 def _by_products(qkv: Any, num_heads: int, d: int) -> tuple[Any, Residue]:

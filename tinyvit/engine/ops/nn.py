@@ -347,10 +347,10 @@ def drop_path(x: Any, p: float = 0.1, rng: np.random.Generator | None = None) ->
 
 
 def _survivors(x: Any, shape: tuple[int, ...], p: float, rng: np.random.Generator | None) -> Any:
-    """1/(1 − p) where something survives, else 0; drawn on the host, or by a kernel from a key that is."""
+    """1/(1 − p) where something survives, else 0; drawn on the host, or (`random.on_gpu`) by a kernel from a key."""
     rng, data = rng or random.generator(), plain(x)
     xp = namespace_of(data)
-    kernel = kernels.find("survivors", xp.device) if xp.device == "gpu" else None
+    kernel = kernels.find("survivors", "gpu") if xp.device == "gpu" and random.drawn_on_gpu() else None
     if kernel and (drawn := kernel.forward(shape, p, data.dtype, int(rng.integers(2**63)))) is not None:
         return drawn
     kept = rng.random(shape, dtype=np.float32) >= p

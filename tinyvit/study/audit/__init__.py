@@ -74,7 +74,7 @@ def run(
     everything = registry()
     samples = everything if samples is None else samples
     rows: list[Row] = []
-    if device != "cpu" or workers == 1 or not set(samples) <= set(everything):
+    if workers == 1 or not set(samples) <= set(everything):
         for sample in samples:
             rows += examine(sample, device)
             on_sample()
@@ -82,7 +82,8 @@ def run(
         places = {sample: i for i, sample in enumerate(everything)}
         with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
             futures = {  # the layers first, which take longest
-                s: pool.submit(_examine_at, places[s]) for s in sorted(samples, key=lambda s: isinstance(s, Sample))
+                s: pool.submit(_examine_at, places[s], device)
+                for s in sorted(samples, key=lambda s: isinstance(s, Sample))
             }
             for future in futures.values():
                 future.add_done_callback(lambda _: on_sample())
@@ -101,8 +102,8 @@ def _one_thread() -> None:
     threadpool_limits(1)
 
 
-def _examine_at(place: int) -> list[Row]:
-    return examine(registry()[place])
+def _examine_at(place: int, device: str) -> list[Row]:
+    return examine(registry()[place], device)
 
 
 def examine(sample: AnySample, device: str = "cpu", methods: Iterable[str] = METHODS) -> list[Row]:
