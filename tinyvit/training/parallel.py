@@ -23,10 +23,12 @@ from threadpoolctl import ThreadpoolController
 
 from tinyvit.engine import TapeError, Tensor, random, tape
 from tinyvit.engine.backend import namespace_of
-from tinyvit.engine.kernels.memory import keep_freed_memory
+from tinyvit.engine.kernels.memory import keep_freed_memory, share_one_arena
 from tinyvit.engine.tape import Leaf, Node
 from tinyvit.engine.tensor import gather, plain
 from tinyvit.vit import ViTConfig
+
+share_one_arena()  # here already, since it must be said before other threads begin
 
 T = TypeVar("T")
 R = TypeVar("R")

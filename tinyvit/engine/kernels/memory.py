@@ -20,12 +20,25 @@ LARGEST = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Tell this process's malloc to keep what is freed, for good; return whether it was told.
 
-    Nothing is changed where malloc is not glibc's (elsewhere than on Linux), or under TINYVIT_MALLOC=system. Threads
-    share one arena then: an array that one has freed serves another, and arenas of threads cannot be kept whole.
+    Nothing is changed where malloc is not glibc's (elsewhere than on Linux), or under TINYVIT_MALLOC=system.
     """
+    return _told({M_MMAP_THRESHOLD: LARGEST, M_TRIM_THRESHOLD: LARGEST})
+
+
+@functools.cache
+def share_one_arena() -> bool:
+    """Tell malloc to make no arenas for threads from now on; return whether it was told, see `keep_freed_memory`.
+
+    An array that one thread has freed serves another then. And an arena of threads cannot be kept whole: what is free
+    at its end goes back to the system in pieces of 64 MiB. It must be said before other threads begin, some of which
+    are libraries' own: a thread that begins later may be given an arena that is there already.
+    """
+    return _told({M_ARENA_MAX: 1})
+
+
+def _told(settings: dict[int, int]) -> bool:
     if platform.libc_ver()[0] != "glibc" or os.environ.get("TINYVIT_MALLOC") == "system":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    settings = {M_MMAP_THRESHOLD: LARGEST, M_TRIM_THRESHOLD: LARGEST, M_ARENA_MAX: 1}
-    done = [mallopt(name, value) for name, value in settings.items()]
-    return all(done)
+    told = [mallopt(name, value) for name, value in settings.items()]
+    return all(told)
