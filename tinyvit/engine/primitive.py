@@ -129,9 +129,8 @@ class Primitive:
         looks_at_another = y.base is not None or y is arrays[0]
         result = Tensor(y, None, _version_of(xp, y, arguments) if looks_at_another else None)
         dtype = y.dtype
-        if (
-            tracked and dtype.kind in "fV"
-        ):  # V: bfloat16; integers and bools are steps: their gradient is zero wherever it exists
+        # V is bfloat16's kind; integers and bools are steps: their gradient is zero wherever it exists
+        if tracked and dtype.kind in "fV":
             node = result.node = Node(self, tuple(parents), y.shape, dtype)
             node.kernel = kernel
             self._save(node, tracked, arguments, arrays, result, residue)

@@ -105,7 +105,7 @@ __global__ void astype(const X *x, Y *y, size count) {
 
 // ---------------------------------------------------------------------------------------------------------- dropout
 
-// A 64-bit number that looks random, of a key and a counter: two rounds of SplitMix64 (Steele, Lea & Flood 2014).
+// A 64-bit number that looks random, of any other: the mixing function of SplitMix64 (Steele, Lea & Flood 2014).
 __device__ inline unsigned long long scrambled(unsigned long long x) {
     x += 0x9e3779b97f4a7c15ull;
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
@@ -157,8 +157,8 @@ __global__ void layer_norm(const X *x, const float *weight, const float *bias, f
     }
 }
 
-// With n = (x − mean)·rstd and g = ∂L/∂y·weight: ∂L/∂x = rstd · (g − mean g − n · mean(g·n)). A warp takes rows one
-// after another; the sums over rows of ∂L/∂y·n and ∂L/∂y are made elsewhere (norm_columns).
+// With n = (x − mean)·rstd and g = ∂L/∂y·weight: ∂L/∂x = rstd · (g − mean g − n · mean(g·n)). A warp a row; the
+// sums over rows of ∂L/∂y·n and ∂L/∂y are made elsewhere (norm_columns).
 template <class X, class Y, int PER>
 __global__ void layer_norm_backward(const Y *gy, const X *x, const float *weight, const float *mean, const float *rstd,
                                     X *gx, size rows, int width) {
@@ -187,8 +187,8 @@ __global__ void layer_norm_backward(const Y *gy, const X *x, const float *weight
     }
 }
 
-// Sums over rows, in two rounds: each block (32 × 8 threads) sums a stretch of rows, for 32 · PER columns, and calls
-// itself on the stretches' sums. f(row, column) gives PER numbers of each of COUNT sums.
+// Sums over rows, in rounds: each block (32 × 8 threads) sums a stretch of rows, for 32 · PER columns, and the next launch
+// sums the stretches. f(sums, row, column) adds PER numbers to each of COUNT sums.
 template <int PER, int COUNT, class F>
 __device__ inline void sum_stretch(float *out, size rows, int width, size stretch, F f) {
     __shared__ float parts[8][COUNT * PER][32];
