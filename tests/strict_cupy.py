@@ -458,6 +458,8 @@ def asnumpy(a):
 
 
 def _known(dtype):
+    if dtype.name == "bfloat16":  # of ml_dtypes, which CuPy knows
+        return dtype
     if dtype.kind not in "?biufc" or dtype.itemsize > (16 if dtype.kind == "c" else 8):
         raise ValueError(f"Unsupported dtype {dtype}")
     return dtype

@@ -12,6 +12,7 @@ from tinyvit import cli
 from tinyvit.data import Loader, digits
 from tinyvit.engine import kernels, random
 from tinyvit.engine.backend import namespace_on
+from tinyvit.engine.ops.nn import _cross_entropy
 from tinyvit.training import AdamW, Interrupted, Trainer, cosine, parallel_backward
 from tinyvit.training.graph import StepGraph
 from tinyvit.training.transfer import on_device
@@ -36,6 +37,9 @@ def cases():
         yield f"layer_norm {shape}", norm, [normal(*shape, 12) + 1, normal(12), normal(12)]
     yield "layer_norm, odd", norm, [normal(700, 13) + 1, normal(13), normal(13)]
     yield "layer_norm, wide", norm, [normal(5, 768) + 1, normal(768), normal(768)]
+    for shape in [(5, 10), (2, 3, 1000), (4, 1)]:
+        target = np.abs(normal(*shape, seed=2))
+        yield f"cross_entropy {shape}", _cross_entropy, [3 * normal(*shape), target / target.sum(-1, keepdims=True)]
     for images, tokens, heads, d in [
         (2, 197, 3, 64), (1, 64, 1, 64), (2, 65, 2, 48), (1, 600, 1, 32), (3, 5, 3, 16), (2, 63, 1, 80), (1, 1, 2, 32),
         (2, 17, 2, 12), (2, 130, 1, 128),
@@ -78,7 +82,9 @@ def test_a_kernel_gives_its_twins_values_and_gradients(name, precision):
         assert (a == c).all()  # the same bits again
 
 
-@pytest.mark.parametrize("op", ["linear", "gelu", "layer_norm", "multi_head_attention", "adamw", "ema", "square_sum"])
+@pytest.mark.parametrize(
+    "op", ["linear", "gelu", "layer_norm", "multi_head_attention", "cross_entropy", "adamw", "ema", "square_sum"]
+)
 def test_the_gpu_has_a_kernel_for(op):
     assert kernels.find(op, "gpu")
 
@@ -90,6 +96,15 @@ def test_a_nan_stays_a_nan():
         with tv.no_grad():
             y = op(*(None if a is None else tv.tensor(a.astype(np.float32), device="gpu") for a in spoiled))
         assert np.isnan(y.numpy()).any()
+
+
+def test_a_class_that_cannot_be_costs_nothing_unless_it_is_the_target():
+    logits = tv.tensor([[0.0, -np.inf, 1.0], [-np.inf, 0.0, 0.0]], device="gpu", requires_grad=True)
+    losses = tv.ops.cross_entropy(logits, np.array([2, 0]), reduction="none")
+    losses.backward(tv.tensor([1.0, 0.0], device="gpu").data)
+    np.testing.assert_allclose(losses.numpy(), [np.log(1 + np.exp(-1)), np.inf], rtol=1e-6)
+    p = 1 / (1 + np.exp(-1))
+    np.testing.assert_allclose(logits.grad.numpy()[0], [1 - p, 0, p - 1], rtol=1e-5, atol=1e-7)
 
 
 def test_float64_and_views_are_left_to_the_array_code():

@@ -345,6 +345,27 @@ def _heads(images: int, heads: int, *arrays: Any) -> list[Batch]:
 
 _PLACES = np.dtype((np.void, 3 * 8 * 8))  # a struct of three arrays of eight, passed by value
 
+# ------------------------------------------------------------------------------------------------------ cross-entropy
+
+
+def _cross_entropy(logits: Any, target: Any) -> tuple[Any, Residue] | None:
+    if not _suit(logits, target) or not logits.dtype == target.dtype == np.float32 or logits.shape != target.shape:
+        return None
+    losses, rows, classes = _empty(logits.shape[:-1], np.float32), logits.size // logits.shape[-1], logits.shape[-1]
+    kept = _empty((rows, 3), np.float32)
+    _function("cross_entropy")((rows,), (_row_block(classes),), (logits, target, losses, kept, np.int32(classes)))
+    return losses, (kept,)
+
+
+def _cross_entropy_backward(gy: Any, needed: set[int], saved: Saved, kept: Any) -> Gradients:
+    logits, target, classes = saved["logits"], saved["target"], saved["logits"].shape[-1]
+    gradients = tuple(_empty(logits.shape, np.float32) if i in needed or not i else None for i in range(2))
+    pointers = (*gradients[:1], np.uint64(0) if gradients[1] is None else gradients[1])
+    arguments = (_ready(gy), logits, target, kept, *pointers, np.int32(classes))
+    _function("cross_entropy_backward")((len(kept),), (_row_block(classes),), arguments)
+    return gradients
+
+
 # ----------------------------------------------------------------------------------------------------- flat buffers
 
 
@@ -377,6 +398,7 @@ KERNELS = {
     "ema": Kernel(_ema),
     "square_sum": Kernel(_square_sum),
     "survivors": Kernel(_survivors),
+    "cross_entropy": Kernel(_cross_entropy, _cross_entropy_backward),
     "linear": Kernel(_linear, _linear_backward),
     "gelu": Kernel(_gelu, _gelu_backward),
     "layer_norm": Kernel(_layer_norm, _layer_norm_backward),

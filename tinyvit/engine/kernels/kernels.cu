@@ -258,6 +258,38 @@ __global__ void softmax_backward(const T *a, const float *ga, T *gs, float scale
         gs[i] = (T)(i < width ? (float)a[i] * (ga[i] - sum) * scale : 0.f);
 }
 
+// ------------------------------------------------------------------------------------------------------ cross-entropy
+
+// A block a row: −Σ target · log p, with log p = (x − largest) − log Σ exp(x − largest). What the backward pass needs is
+// kept: the largest, the logarithm, and Σ target. A class of probability 0 that is no target adds nothing, not 0 · −∞.
+extern "C" __global__ void cross_entropy(const float *x, const float *target, float *loss, float *kept, int classes) {
+    x += (size)blockIdx.x * classes, target += (size)blockIdx.x * classes, kept += blockIdx.x * 3;
+    float largest = LEAST, sum = 0, wanted = 0, crossed = 0;
+    for (int i = threadIdx.x; i < classes; i += blockDim.x) largest = fmaxf(largest, x[i]);
+    largest = max_over_block(largest);
+    for (int i = threadIdx.x; i < classes; i += blockDim.x) sum += expf(x[i] - largest), wanted += target[i];
+    float log_sum = logf(sum_over_block(sum));
+    wanted = sum_over_block(wanted);
+    for (int i = threadIdx.x; i < classes; i += blockDim.x) {
+        float log_p = x[i] - largest - log_sum;
+        if (target[i] != 0 || isfinite(log_p)) crossed += target[i] * log_p;
+    }
+    crossed = sum_over_block(crossed);
+    if (threadIdx.x == 0) loss[blockIdx.x] = -crossed, kept[0] = largest, kept[1] = log_sum, kept[2] = wanted;
+}
+
+// ∂L/∂x = ∂L/∂loss · (p · Σ target − target), ∂L/∂target = −∂L/∂loss · log p; gtarget may be null.
+extern "C" __global__ void cross_entropy_backward(const float *gy, const float *x, const float *target,
+                                                  const float *kept, float *gx, float *gtarget, int classes) {
+    size row = (size)blockIdx.x * classes;
+    kept += blockIdx.x * 3;
+    for (int i = threadIdx.x; i < classes; i += blockDim.x) {
+        float log_p = x[row + i] - kept[0] - kept[1];
+        gx[row + i] = gy[blockIdx.x] * (expf(log_p) * kept[2] - target[row + i]);
+        if (gtarget) gtarget[row + i] = -gy[blockIdx.x] * log_p;
+    }
+}
+
 // The address of every head's matrix in up to eight arrays. Array j begins at base[j]; its head h of image b lies
 // b · per_image[j] + h · per_head[j] bytes on. out is (arrays, images, heads).
 struct Places {
