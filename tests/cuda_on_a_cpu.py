@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import strict_cupy
 
 HERE = Path(__file__).parent
 ASSEMBLER = {
@@ -70,7 +71,8 @@ class RawModule:
         def kernel(grid, block, arguments):
             sizes = [(ctypes.c_uint * 2)(*[*shape, 1][:2]) for shape in (grid, block)]
             held = [_passed(argument) for argument in arguments]
-            launch(*sizes, (ctypes.c_void_p * len(held))(*[value.ctypes.data for value in held]))
+            places = (ctypes.c_void_p * len(held))(*[value.ctypes.data for value in held])
+            strict_cupy.perform(lambda: launch(*sizes, places) or held)
 
         return kernel
 

@@ -7,6 +7,8 @@ host arrays and lists in an index, an element that is written twice. Whatever wa
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import types
 import warnings
 
@@ -24,8 +26,18 @@ NARROW = (np.float16, np.float32)
 SCATTERED = ["int32", "int64", "uint32", "uint64", "float16", "float32", "float64"]  # the dtypes of cupy.add.at
 
 
+recording = None  # while a stream captures: what to do again when its graph is launched
+
+
+def perform(what):
+    """Do what the device does in the order of its stream; while a stream captures, only when its graph is launched."""
+    what() if recording is None else recording.append(what)
+
+
 def _wait(what):
     global synchronisations
+    if recording is not None:
+        raise RuntimeError(f"cudaErrorStreamCaptureUnsupported: {what} while a stream captures")
     synchronisations += 1
     if refuse_synchronisations:
         raise AssertionError(f"{what} waits for the GPU")
@@ -36,10 +48,19 @@ def _launch():
     launches += 1
 
 
+def _upload():
+    global uploads
+    if recording is not None:
+        raise RuntimeError("cudaErrorStreamCaptureUnsupported: an upload while a stream captures")
+    uploads += 1
+
+
 def _wrap(array, base=None):
     wrapped = ndarray.__new__(ndarray)
     wrapped._array = np.asarray(array)
     wrapped.base = base
+    if recording is not None:
+        recording.append(functools.partial(id, array))  # a graph keeps the memory of what was made for it
     return wrapped
 
 
@@ -77,16 +98,23 @@ def _compute(name, function, arguments, named, out=None):
         if not isinstance(out, ndarray):
             raise TypeError(f"{name}: out= must be a cupy.ndarray, not {type(out)}")
         named = {**named, "out": out._array}
-    with np.errstate(all="ignore"):  # NaN and infinity never warn on a GPU
-        result = function(*plain, **named)
     if out is not None:
+        perform(lambda: _quietly(function, *plain, **named))
         return out
     sources = list(_arrays(arguments))
-    result = np.asarray(result)
+    result = np.asarray(_quietly(function, *plain, **named))
+    alone = not any(np.may_share_memory(result, source._array) for source in sources)
+    if recording is not None and alone and not name.startswith("empty"):
+        recording.append(lambda: np.copyto(result, _quietly(function, *plain, **named)))
     if refuse_float64 and named.get("dtype") is None and result.dtype == np.float64:
         narrow = [a.dtype.name for a in sources if a.dtype in NARROW]
         assert not narrow, f"{name} of {' and '.join(narrow)} gives float64"
     return _settled(result, sources)
+
+
+def _quietly(function, *arguments, **named):
+    with np.errstate(all="ignore"):  # NaN and infinity never warn on a GPU
+        return function(*arguments, **named)
 
 
 def _settled(result, sources):
@@ -171,24 +199,21 @@ class ndarray:  # noqa: N801 -- CuPy's name
     # -------------------------------------------------------------------------------------------- copies and views
 
     def set(self, host, stream=None):
-        global uploads
         if not isinstance(host, np.ndarray):
             raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
         if (host.dtype, host.shape) != (self.dtype, self.shape):
             raise ValueError(f"set: {host.dtype} {host.shape} into {self.dtype} {self.shape}")
-        uploads += 1
+        _upload()
         self._array[...] = host
 
     def astype(self, dtype, order="K", copy=True):
         if not copy and self.dtype == dtype:
             return self
-        _launch()
-        with np.errstate(all="ignore"):
-            return _wrap(self._array.astype(_known(np.dtype(dtype)), order=order))
+        _known(np.dtype(dtype))
+        return _compute("astype", lambda a, dtype: a.astype(dtype, order=order), [self], {"dtype": dtype})
 
     def copy(self, order="C"):
-        _launch()
-        return _wrap(self._array.copy(order))
+        return _compute("copy", lambda a: a.copy(order), [self], {})
 
     __copy__ = copy
     __deepcopy__ = lambda self, memo: self.copy()
@@ -197,7 +222,8 @@ class ndarray:  # noqa: N801 -- CuPy's name
         _launch()
         if isinstance(value, ndarray):
             _wait("fill() with an array of the GPU")  # CuPy looks whether it is 0
-        self._array.fill(_plain(value))
+        value = _plain(value)
+        perform(lambda: self._array.fill(value))
 
     def view(self):
         return _view(self, self._array[...])
@@ -206,8 +232,7 @@ class ndarray:  # noqa: N801 -- CuPy's name
         array = self._array.reshape(*shape)
         if np.may_share_memory(array, self._array) or not array.size:
             return _view(self, array)
-        _launch()
-        return _wrap(array)
+        return _compute("reshape", lambda a: a.reshape(*shape), [self], {})
 
     def ravel(self):
         return self.reshape(-1)
@@ -248,7 +273,7 @@ class ndarray:  # noqa: N801 -- CuPy's name
         _launch()
         if any(array.dtype == bool for array in arrays):
             _wait("an index that is a mask")  # how many are chosen decides the shape
-        return _wrap(found.copy())
+        return _compute("getitem", lambda a: a[parts].copy(), [self], {})
 
     def __setitem__(self, index, value):
         parts, arrays = _index(index)
@@ -258,8 +283,8 @@ class ndarray:  # noqa: N801 -- CuPy's name
             places = np.arange(self.size).reshape(self.shape)[parts]
             assert np.unique(places).size == places.size, "an element is written twice: which value stays is undefined"
         _launch()
-        with np.errstate(all="ignore"):
-            self._array[parts] = _plain(value)
+        value = _plain(value)
+        perform(lambda: _quietly(self._array.__setitem__, parts, value))
 
 
 def _index(index):
@@ -296,8 +321,8 @@ class _Add(_Ufunc):
         if array.dtype.name not in SCATTERED:
             raise TypeError(f"cupy.add.at only supports {', '.join(SCATTERED)} as data type")
         _launch()
-        with np.errstate(all="ignore"):
-            np.add.at(array._array, _index(index)[0], _plain(values))
+        parts, values = _index(index)[0], _plain(values)
+        perform(lambda: _quietly(np.add.at, array._array, parts, values))
 
 
 ELEMENTWISE = """
@@ -466,14 +491,14 @@ def _known(dtype):
 
 
 def array(obj, dtype=None, copy=True):
-    global uploads
     if isinstance(obj, ndarray):
         return obj.astype(obj.dtype if dtype is None else dtype, copy=copy)
     if hasattr(obj, "__array__") and not isinstance(obj, (np.ndarray, np.generic)):
         raise ValueError("Unsupported dtype object")
     host = np.array(obj, dtype=dtype)
     _known(host.dtype)
-    uploads += bool(host.ndim)
+    if host.ndim:
+        _upload()
     return _wrap(host)
 
 
@@ -489,16 +514,14 @@ def full(shape, fill_value, dtype=None):
 
 def _made(name):
     def make(*arguments, **named):
-        _launch()
-        return _wrap(getattr(np, name)(*arguments, **named))
+        return _compute(name, lambda: getattr(np, name)(*arguments, **named), [], {})
 
     return make
 
 
 def _made_like(name):
     def make(a, dtype=None):
-        _launch()
-        return _wrap(getattr(np, name)(a._array, dtype=dtype))
+        return _compute(name, lambda array: getattr(np, name)(array, dtype=dtype), [a], {})
 
     return make
 
@@ -506,7 +529,9 @@ def _made_like(name):
 MAKERS = {name: _made(name) for name in ("empty", "zeros", "ones", "arange", "eye", "identity", "linspace", "tri")}
 MAKERS |= {name: _made_like(name) for name in ("empty_like", "zeros_like", "ones_like")}
 MAKERS |= {"array": array, "asarray": asarray, "full": full}
-MAKERS["ascontiguousarray"] = lambda a, dtype=None: _wrap(np.ascontiguousarray(asarray(a, dtype)._array))
+MAKERS["ascontiguousarray"] = lambda a, dtype=None: _compute(
+    "ascontiguousarray", np.ascontiguousarray, [asarray(a, dtype)], {}
+)
 MAKERS["full_like"] = lambda a, fill_value, dtype=None: full(a.shape, fill_value, dtype or a.dtype)
 
 
@@ -533,6 +558,39 @@ class Stream:
 
     def record(self, event=None):
         return event or Event()
+
+    def begin_capture(self):
+        global recording
+        recording = []
+
+    def end_capture(self):
+        global recording
+        done, recording = recording, None
+        return Graph(done)
+
+    def is_capturing(self):
+        return recording is not None
+
+
+class Graph:
+    """What a stream captured: nothing of it was done then, and all of it is with each launch."""
+
+    def __init__(self, work):
+        self.work = work
+
+    def launch(self, stream):
+        _launch()
+        for what in self.work:
+            what()
+
+
+class MemoryPool:
+    """Memory is NumPy's here."""
+
+    malloc = None
+
+    def free_all_blocks(self):
+        pass
 
 
 class Event:
@@ -565,13 +623,21 @@ NAMES = """
     nan pi e newaxis dtype finfo iinfo promote_types can_cast isscalar
 """
 
-cuda = _module("cupy.cuda", Stream=Stream, Event=Event, get_current_stream=Stream)
+cuda = _module(
+    "cupy.cuda",
+    Stream=Stream,
+    Event=Event,
+    MemoryPool=MemoryPool,
+    get_current_stream=Stream,
+    using_allocator=lambda malloc: contextlib.nullcontext(),
+)
 cupy = _module(
     "cupy",
     __version__="14.0.0",
     ndarray=ndarray,
     cuda=cuda,
     is_available=lambda: True,
+    get_default_memory_pool=MemoryPool,
     **{f.__name__: f for f in (asnumpy, clip, may_share_memory, nonzero, split, where)},
     **{name: getattr(np, name) for name in NAMES.split()},
     **(UFUNCS | REDUCTIONS | FUNCTIONS | VIEWS | MAKERS),

@@ -7,6 +7,7 @@ What only a GPU can tell is how fast they are, and what happens to those that do
 
 import ctypes
 import functools
+from types import SimpleNamespace
 
 import cuda_on_a_cpu
 import numpy as np
@@ -15,8 +16,10 @@ import strict_cupy
 import test_gpu
 from test_without_a_gpu import stand_in  # noqa: F401 -- a fixture
 
+import tinyvit as tv
 from tinyvit.engine import kernels
 from tinyvit.engine.kernels import gpu
+from tinyvit.training import EMA, SGD, AdamW, Trainer, cosine
 
 pytest.importorskip("ml_dtypes", reason="bfloat16 on the host needs ml_dtypes")
 pytestmark = pytest.mark.skipif(not cuda_on_a_cpu.available(), reason="needs g++")
@@ -24,16 +27,23 @@ pytestmark = pytest.mark.skipif(not cuda_on_a_cpu.available(), reason="needs g++
 
 def product(a, b, out, bias=None, tf32=False):
     """In the place of cublas.product."""
-    found = a._array.astype(np.float32) @ b._array.astype(np.float32)
-    out._array[...] = found if bias is None else found + bias._array.astype(np.float32)
+
+    def multiply():
+        found = a._array.astype(np.float32) @ b._array.astype(np.float32)
+        out._array[...] = found if bias is None else found + bias._array.astype(np.float32)
+
+    strict_cupy.perform(multiply)
 
 
 def products(a, b, out, n, m, k, scale=1.0, tf32=False):
     """In the place of cublas.products: the matrices are where the addresses say."""
-    places = zip(*(batch.addresses._array for batch in (a, b, out)), strict=True)
-    for left, right, result in places:
-        found = _matrix(left, a, n, k) @ _matrix(right, b, k, m) * np.float32(scale)
-        _at(result, out, n, m)[...] = found
+
+    def multiply():
+        for left, right, result in zip(*(batch.addresses._array for batch in (a, b, out)), strict=True):
+            found = _matrix(left, a, n, k) @ _matrix(right, b, k, m) * np.float32(scale)
+            _at(result, out, n, m)[...] = found
+
+    strict_cupy.perform(multiply)
 
 
 def _matrix(address, batch, rows, columns):
@@ -91,3 +101,65 @@ OTHERS = [
 @pytest.mark.parametrize("test", OTHERS, ids=lambda test: test.__name__.removeprefix("test_"))
 def test_what_was_written_for_a_gpu_holds_too(test):
     test()
+
+
+# -------------------------------------------------------------------------------------------------- a step as a graph
+
+
+def trained(recorded=True, batches=(12,) * 6, optimizer=AdamW, **settings):
+    """(losses, parameters, averages, the trainer) after some steps of a graph, or of what it records."""
+    config = tv.ViTConfig(8, 4, channels=1, num_classes=10, dim=32, depth=1, num_heads=2, dropout=0.2)
+    model = tv.ViT(config, np.random.default_rng(0))
+    model.to(device="gpu")
+    ema = EMA(model.named_parameters(), decay=0.9)
+    loader = SimpleNamespace(batch_size=12)
+    made = optimizer(model.named_parameters(), lr=1e-3, weight_decay=0.1)
+    trainer = Trainer(
+        model, made, cosine(1e-2, total=8, warmup=2), loader, epochs=1, clip_norm=0.5, ema=ema, graph=True, **settings
+    )
+    if not recorded:
+        trainer._backward._record = lambda batch: False
+    losses, before = [], 0.0
+    for step, size in enumerate(batches):
+        rng = np.random.default_rng(step)
+        images = strict_cupy.asarray(rng.standard_normal((size, 1, 8, 8)).astype(np.float32))
+        trainer.train_step(images, strict_cupy.asarray(rng.integers(0, 10, size)))
+        losses.append(float(trainer._totals.loss) - before)
+        before = float(trainer._totals.loss)
+    return losses, np.concatenate([p.numpy().ravel() for p in model.parameters()]), ema.state_dict(), trainer
+
+
+@pytest.mark.parametrize("settings", [{}, {"precision": "bf16"}, {"precision": "fp16"}, {"optimizer": SGD}])
+def test_a_whole_step_as_a_graph_gives_the_bits_of_one_without(settings):
+    """Forward, backward, clipping, update and averages; the step size and the corrections change with every step."""
+    losses, parameters, averages, plain = trained(recorded=False, **settings)
+    again, moved, drawn, trainer = trained(**settings)
+    assert trainer._backward.recorded
+    assert trainer._whole == (settings in ({}, {"precision": "bf16"}))
+    assert again == losses
+    assert (moved == parameters).all()
+    assert all((drawn[name] == averages[name]).all() for name in averages)
+    assert trainer.optimizer.steps == plain.optimizer.steps
+
+
+def test_a_batch_of_another_shape_between_two_of_the_graph(capsys):
+    sizes = (12, 12, 12, 12, 7, 12, 7, 12)
+    losses, parameters, _, _ = trained(recorded=False, batches=sizes)
+    again, moved, _, _ = trained(batches=sizes)
+    assert again == losses
+    assert (moved == parameters).all()
+    assert capsys.readouterr().err.count("is not of the graph's shape") == 2  # of each trainer
+
+
+def test_a_graph_is_one_launch_and_a_few_numbers(monkeypatch):
+    _, _, _, trainer = trained()
+    rng = np.random.default_rng(9)
+    images = strict_cupy.asarray(rng.standard_normal((12, 1, 8, 8)).astype(np.float32))
+    labels = strict_cupy.asarray(rng.integers(0, 10, 12))
+    launched = []
+    perform = strict_cupy.perform
+    monkeypatch.setattr(strict_cupy, "refuse_synchronisations", True)
+    monkeypatch.setattr(strict_cupy, "perform", lambda what: launched.append(what) or perform(what))
+    trainer.train_step(images, labels)
+    # the dropout's key, two arrays of inputs, and the numbers of AdamW (decayed or not) and of the averages
+    assert len(launched) <= 16

@@ -19,7 +19,7 @@ from tinyvit.training.graph import StepGraph
 class Ours:
     """tinyvit; without kernels it runs its array code, with checkpoint it computes encoder layers twice.
 
-    On a GPU, `precision` is what it computes in, and with `graph` forward and backward are one CUDA graph.
+    On a GPU, `precision` is what it computes in, and with `graph` the step is one CUDA graph.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Ours:
         self.device, self.kernels = device, kernels
         self.precision = precision
         self.shards = shards_for(work.config, len(work.labels), device)
-        self.graph = StepGraph(self._sweep, self.optimizer.parameters) if graph else None
+        self.graph = StepGraph(self._sweep, self.optimizer.parameters, self.optimizer.step) if graph else None
         self._backward = self.graph or self._sweep
 
     def step(self) -> float:
@@ -51,7 +51,8 @@ class Ours:
         with self._switched():
             self.optimizer.zero_grad()
             (loss,) = self._backward(self.images, self.labels)
-            self.optimizer.step()
+            if not self.graph:
+                self.optimizer.step()
             return loss
 
     def _sweep(self, images: Any, labels: Any) -> tuple[Any]:

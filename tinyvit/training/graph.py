@@ -1,4 +1,4 @@
-"""A train step's forward and backward pass as one CUDA graph: hundreds of launches become one.
+"""A train step as one CUDA graph: hundreds of launches become one.
 
 A small ViT keeps a GPU waiting for Python. A graph is what a step launched, recorded once for a batch's shape and then
 launched as a whole: the same kernels on the same memory, with other numbers in it.
@@ -20,7 +20,7 @@ WARM_UP = 2  # steps before recording, in which kernels are compiled and plans a
 
 
 class StepGraph:
-    """Calls `backward(*batch)`, which fills the parameters' gradients; after a warm-up, as a graph.
+    """Calls `backward(*batch)`, which fills the parameters' gradients, and `update()`; after a warm-up, as a graph.
 
     A batch of another shape (the last one of an epoch, say) is computed without the graph, and so is every batch if the
     step does what a graph cannot hold, such as dropout of attention weights, whose products are CuPy's; a sentence on
@@ -31,15 +31,25 @@ class StepGraph:
         backward: takes arrays on the GPU and returns arrays on the GPU, whose memory the next call reuses. It must not
             wait for the GPU, nor move anything to or from it.
         parameters: the leaves whose `.grad` it fills, all of them in every call.
+        update: moves the parameters by their gradients, with kernels alone (`Optimizer.recordable`). On every call it
+            is gone through on the host, for the numbers of that step. None leaves the update to the caller.
 
     Raises:
         BackendError: there are no kernels: cuBLAS's calls through CuPy cannot be recorded.
     """
 
-    def __init__(self, backward: Callable[..., Sequence[Any]], parameters: Sequence[Tensor]):
+    def __init__(
+        self,
+        backward: Callable[..., Sequence[Any]],
+        parameters: Sequence[Tensor],
+        update: Callable[[], None] | None = None,
+    ):
         if not kernels.find("linear", "gpu"):
             raise BackendError("a graph needs the GPU's kernels: they are switched off, or cuBLAS is missing")
-        self.backward, self.parameters = backward, parameters
+        from tinyvit.engine.kernels.gpu import StepNumbers
+
+        self.backward, self.parameters, self.update = backward, parameters, update
+        self.numbers = StepNumbers()
         self.shapes: Any = None  # of the batches that the graph is for
         self.calls = 0
         self.recorded: Any = None
@@ -58,9 +68,16 @@ class StepGraph:
             self._say(f"a batch of {sizes} is not of the graph's shape")
             return self._compute(batch)
         self.calls += 1
-        if self.calls == WARM_UP + 1:
-            self._record(batch)
-        return self._repeat(batch) if self.recorded else self._compute(batch)
+        if self.recorded:
+            self._set_gradients()
+            if self.update:
+                with self.numbers.renewed():
+                    self.update()
+            return self._launch(batch)
+        if self.calls == WARM_UP + 1 and self._record(batch):
+            self.numbers.write()
+            return self._launch(batch)
+        return self._compute(batch)
 
     def _draw(self) -> None:
         """The key of this step's dropout: written by a kernel, so that nobody waits."""
@@ -71,9 +88,12 @@ class StepGraph:
     def _compute(self, batch: Sequence[Any]) -> Sequence[Any]:
         # the keys of the calls, which a graph keeps, are the same always
         with random.on_gpu(), random.using(np.random.default_rng(0)):
-            return self.backward(*batch)
+            outputs = self.backward(*batch)
+        if self.update:
+            self.update()
+        return outputs
 
-    def _record(self, batch: Sequence[Any]) -> None:
+    def _record(self, batch: Sequence[Any]) -> bool:
         cupy = namespace_on("gpu").module
         cupy.cuda.get_current_stream().synchronize()
         cupy.get_default_memory_pool().free_all_blocks()
@@ -81,12 +101,14 @@ class StepGraph:
             self.inputs = [namespace_of(array).empty_like(array) for array in batch]
             self.stream.begin_capture()
             try:
-                self.outputs = self._compute(self.inputs)
+                with self.numbers.recorded():
+                    self.outputs = self._compute(self.inputs)
                 self.recorded = self.stream.end_capture()
             except RuntimeError as error:  # of which CuPy's NotImplementedError and CUDA's own are kinds
                 self._abandon(error)
-                return
+                return False
         self.gradients = [p.grad for p in self.parameters]
+        return True
 
     def _abandon(self, error: Exception) -> None:
         if self.stream.is_capturing():
@@ -96,12 +118,14 @@ class StepGraph:
             p.grad = None
         self._say(f"this step cannot be recorded as a graph ({error})")
 
-    def _repeat(self, batch: Sequence[Any]) -> Sequence[Any]:
+    def _set_gradients(self) -> None:
+        for p, gradient in zip(self.parameters, self.gradients, strict=True):
+            p.grad = gradient
+
+    def _launch(self, batch: Sequence[Any]) -> Sequence[Any]:
         for place, array in zip(self.inputs, batch, strict=True):
             place[...] = array
         self.recorded.launch(namespace_on("gpu").module.cuda.get_current_stream())
-        for p, gradient in zip(self.parameters, self.gradients, strict=True):
-            p.grad = gradient
         return self.outputs
 
     def _say(self, why: str) -> None:

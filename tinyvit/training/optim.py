@@ -71,6 +71,11 @@ class Optimizer:
         """The flat buffers of the gradients: what workers on several machines would average."""
         return [flat.whole for flat in self._gradients]
 
+    @property
+    def recordable(self) -> bool:
+        """Whether a CUDA graph can hold the update: a kernel does all of it, with numbers that lie in memory."""
+        return False
+
     def update(self, xp: Any, p: Any, g: Any, state: list[Any], step: int, weight_decay: float) -> None:
         """Move the numbers `p` by their gradients `g` (both of one axis), in place; `state` in the order of `slots`.
 
@@ -269,6 +274,12 @@ class Adam(Optimizer):
     """
 
     decoupled = False
+
+    @property
+    def recordable(self) -> bool:
+        """See `Optimizer.recordable`: all of it is on a GPU with kernels, in float32, and L2 decay is not asked for."""
+        alike = all(p.device == "gpu" and p.dtype == np.float32 for p in self.parameters)
+        return alike and (self.decoupled or not self.weight_decay) and kernels.find("adamw", "gpu") is not None
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -105,7 +105,10 @@ class Trainer:
         self.stop = False
         self.precision = precision
         self.scale = LossScale() if precision == "fp16" else None
-        self._backward = StepGraph(self._sweep, optimizer.parameters) if graph else self._sweep
+        self._whole = graph and optimizer.recordable and self.scale is None  # a scaled step may be skipped: a look
+        self._backward: Callable[..., Sequence[Any]] = self._sweep
+        if graph:
+            self._backward = StepGraph(self._sweep, optimizer.parameters, self._update if self._whole else None)
         self.lr = schedule(0)
         self._totals = _Totals()
 
@@ -138,23 +141,30 @@ class Trainer:
         self.optimizer.zero_grad()
         chance = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(DROPOUT, self.step)))
         with random.using(chance), random.on_gpu(), precision(self.precision):
-            loss, right = self._backward(images, labels)
+            loss, norm, right = self._backward(images, labels)
         self._check(loss, "loss")
-        if self.scale is None or self.scale.undo(self.optimizer.parameters):
+        if self.scale is None:
+            self._check(norm, "gradient")
+            if not self._whole:
+                self._update()
+        elif self.scale.undo(self.optimizer.parameters):
             if self.clip_norm:
-                self._check(clip_grad_norm(self.optimizer.parameters, self.clip_norm), "gradient")
-            self.lr = self.optimizer.lr = self.schedule(self.step)
-            self.optimizer.step()
-            if self.ema:
-                self.ema.update()
+                clip_grad_norm(self.optimizer.parameters, self.clip_norm)
+            self._update()
         elif self.scale.lost:
             raise NonFiniteLossError(self._non_finite("gradient"))
         self._totals.add(loss, right, len(labels))
         self.step += 1
         self.batch += 1
 
-    def _sweep(self, images: Any, labels: Any) -> tuple[Any, Any]:
-        """Fill the gradients, and return the mean loss and the number of images that were classified right."""
+    def _update(self) -> None:
+        self.lr = self.optimizer.lr = self.schedule(self.step)
+        self.optimizer.step()
+        if self.ema:
+            self.ema.update()
+
+    def _sweep(self, images: Any, labels: Any) -> tuple[Any, Any, Any]:
+        """Fill the gradients, clipped; return the mean loss, the norm (the loss if nothing clips), the count of right."""
         right: list[Any] = []  # of each shard; in no order, for they are only counted
 
         def mean_loss(some: Any, wanted: Any) -> Tensor:
@@ -164,7 +174,10 @@ class Trainer:
             return loss if self.scale is None else self.scale.of(loss)
 
         loss = parallel_backward(mean_loss, images, labels, shards=self.shards, workers=self.workers).data
-        return loss if self.scale is None else loss / self.scale.array, sum(right)
+        if self.scale is not None:
+            return loss / self.scale.array, None, sum(right)
+        norm = clip_grad_norm(self.optimizer.parameters, self.clip_norm) if self.clip_norm else loss
+        return loss, norm, sum(right)
 
     def _check(self, number: Any, what: str) -> None:
         """On a CPU; on a GPU the loss is looked at once an epoch, so that no step waits."""

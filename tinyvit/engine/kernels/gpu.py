@@ -9,6 +9,9 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -369,10 +372,81 @@ def _cross_entropy_backward(gy: Any, needed: set[int], saved: Saved, kept: Any) 
 # ----------------------------------------------------------------------------------------------------- flat buffers
 
 
+class StepNumbers:
+    """The numbers of a step (a step size, say) that a graph's kernels read from memory, to be written anew for each.
+
+    An update that is recorded asks for them in some order. Before each launch of the graph it is gone through again, on
+    the host alone, and what it asks for then is written to the places that the kernels read.
+    """
+
+    def __init__(self) -> None:
+        self.places: list[Any] = []
+        self.first: list[tuple[float, ...]] = []
+        self.turn = 0
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Give places to the kernels that are launched inside the block; `write` fills them when it is over."""
+        with _while(_recorded, self):
+            yield
+
+    def write(self) -> None:
+        """Write what was asked for while it was recorded."""
+        for place, numbers in zip(self.places, self.first, strict=True):
+            _write(place, numbers)
+
+    @contextmanager
+    def renewed(self) -> Iterator[None]:
+        """Write what is asked for inside the block, where nothing else is launched."""
+        self.turn = 0
+        with _while(_renewed, self):
+            yield
+        if self.turn != len(self.places):
+            raise RuntimeError(f"an update of {len(self.places)} parts was recorded, and this one has {self.turn}")
+
+
+_recorded: ContextVar[StepNumbers | None] = ContextVar("an update is recorded", default=None)
+_renewed: ContextVar[StepNumbers | None] = ContextVar("a recorded update gets new numbers", default=None)
+
+
+@contextmanager
+def _while(variable: ContextVar[StepNumbers | None], numbers: StepNumbers) -> Iterator[None]:
+    token = variable.set(numbers)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def _write(place: Any, numbers: tuple[float, ...]) -> None:
+    padded = np.zeros(8, np.float32)
+    padded[: len(numbers)] = numbers
+    _function("set_numbers")((1,), (8,), (padded.view(_NUMBERS), place))
+
+
+def _with_numbers(name: str, arrays: tuple[Any, ...], numbers: tuple[float, ...]) -> None:
+    """Launch a kernel on flat arrays, with numbers that it reads from memory."""
+    if renewed := _renewed.get():
+        _write(renewed.places[renewed.turn], numbers)
+        renewed.turn += 1
+        return
+    place = _empty(8, np.float32)
+    if recorded := _recorded.get():
+        recorded.places.append(place)
+        recorded.first.append(numbers)
+    else:
+        _write(place, numbers)
+    count = arrays[0].size
+    _function(name)(*_passes(count), (*arrays, place, np.int64(count)))
+
+
+_NUMBERS = np.dtype((np.void, 8 * 4))  # a struct of eight floats, passed by value
+
+
 def _adamw(p: Any, g: Any, m: Any, v: Any, *numbers: float) -> bool | None:
     if not _suit(p, g, m, v) or not p.dtype == g.dtype == m.dtype == v.dtype == np.float32:
         return None
-    _function("adamw")(*_passes(p.size), (p, g, m, v, *map(np.float32, numbers), np.int64(p.size)))
+    _with_numbers("adamw", (p, g, m, v), numbers)
     return True
 
 
@@ -388,7 +462,7 @@ def _square_sum(x: Any) -> Any:
 def _ema(shadow: Any, p: Any, share: float) -> bool | None:
     if not _suit(shadow, p) or not shadow.dtype == p.dtype == np.float32:
         return None
-    _function("ema")(*_passes(p.size), (shadow, p, np.float32(share), np.int64(p.size)))
+    _with_numbers("ema", (shadow, p), (share,))
     return True
 
 

@@ -305,9 +305,16 @@ extern "C" __global__ void addresses(Places places, size *out, int images, int h
 
 // ------------------------------------------------------------------------------------------------------ flat buffers
 
-extern "C" __global__ void adamw(float *p, const float *g, float *m, float *v, float decay, float lr, float beta1,
-                                 float beta2, float eps, float correction1, float correction2, size count) {
-    float root2 = sqrtf(correction2);
+// The numbers of a step lie in memory, so that a graph finds others there each time.
+struct Numbers {
+    float at[8];
+};
+
+extern "C" __global__ void set_numbers(Numbers numbers, float *out) { out[threadIdx.x] = numbers.at[threadIdx.x]; }
+
+extern "C" __global__ void adamw(float *p, const float *g, float *m, float *v, const float *numbers, size count) {
+    float decay = numbers[0], lr = numbers[1], beta1 = numbers[2], beta2 = numbers[3], eps = numbers[4];
+    float correction1 = numbers[5], root2 = sqrtf(numbers[6]);
     for (size i = thread(); i < count; i += threads()) {
         float gi = g[i], mi = m[i], vi = v[i];
         mi += (1.f - beta1) * (gi - mi);
@@ -330,6 +337,6 @@ extern "C" __global__ void square_sum(const float *x, double *out, size count) {
     if (threadIdx.x == 0) out[blockIdx.x] = parts[0];
 }
 
-extern "C" __global__ void ema(float *shadow, const float *p, float share, size count) {
-    for (size i = thread(); i < count; i += threads()) shadow[i] += share * (p[i] - shadow[i]);
+extern "C" __global__ void ema(float *shadow, const float *p, const float *share, size count) {
+    for (size i = thread(); i < count; i += threads()) shadow[i] += *share * (p[i] - shadow[i]);
 }
