@@ -7,15 +7,19 @@ import functools
 import inspect
 import json
 import linecache
+import re
 import textwrap
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from tinyvit.engine import ops
 from tinyvit.engine.primitive import Primitive
 from tinyvit.engine.recompute import checkpoint
 from tinyvit.study import audit
 from tinyvit.study.audit.report import FAIL, SEVERITY, Report
+from tinyvit.study.audit.report import SKIP as NOT_CHECKED
 from tinyvit.study.equations import Equation, equations_of
 from tinyvit.study.explain.tape import shown_path
 from tinyvit.study.explain.values import number
@@ -44,6 +48,9 @@ def described_op(op: Any, kernel: bool, verdicts: dict[str, Any]) -> dict[str, A
     rules = _rules(op) if isinstance(op, Primitive) else [_rule("*", type(op).pull_back)]
     lines, first = _source(forward)
     own = forward.__module__.startswith("tinyvit.")
+    known = verdicts.get(op.name) if own and isinstance(op, Primitive) else None
+    if known and known["code"] not in ("", fingerprint(op)):
+        known = {"verdict": NOT_CHECKED, "rows": 0, "from": f"its code is another than in the {known['from']}"}
     return {
         "signature": f"{op.name}{_signature(op if isinstance(op, Primitive) else checkpoint)}",
         "doc": _doc(op if isinstance(op, Primitive) else checkpoint),
@@ -53,7 +60,7 @@ def described_op(op: Any, kernel: bool, verdicts: dict[str, Any]) -> dict[str, A
         "rules": rules,
         "kernel": kernel,
         "equations": [_equation(e) for e in equations_of(op.name)] if own else [],
-        "verdict": (verdicts.get(op.name) if own else None) or {"verdict": "not checked", "rows": 0},
+        "verdict": known or {"verdict": NOT_CHECKED, "rows": 0},
     }
 
 
@@ -66,8 +73,6 @@ def _signature(function: Any) -> str:
 
 def _doc(op: Any) -> str:
     """The first line of its docstring, or of the public function's around it."""
-    from tinyvit.engine import ops
-
     for function in (op, getattr(ops, getattr(op, "name", ""), None)):
         if text := inspect.getdoc(function) if function is not None else None:
             return text.split("\n\n")[0].replace("\n", " ")
@@ -162,13 +167,16 @@ def audited(names: Iterable[str]) -> dict[str, Any]:
 
 
 def verdicts_of(report: Report, origin: str) -> dict[str, Any]:
-    """A report as one verdict an op: the worst of its rows, and the row that says most."""
+    """A report as one verdict an op: the worst of its rows, and the row that says most; layers are left out."""
     found: dict[str, Any] = {}
     worst = {row.op: row for row in report.worst()}
+    primitives = own_primitives()
     for op, rows in audit.by_op(report.rows).items():
+        if op not in primitives:
+            continue
         row = worst[op]
-        verdict = FAIL if any(r.verdict == FAIL for r in rows) else max((r.verdict for r in rows), key=SEVERITY.get)  # type: ignore[arg-type]
-        found[op] = {"verdict": verdict, "rows": len(rows), "from": origin}
+        verdict = FAIL if any(r.verdict == FAIL for r in rows) else max((r.verdict for r in rows), key=SEVERITY.__getitem__)
+        found[op] = {"verdict": verdict, "rows": len(rows), "from": origin, "code": fingerprint(primitives[op])}
         if row.elements:
             found[op]["worst"] = {
                 "method": row.method,
@@ -179,3 +187,27 @@ def verdicts_of(report: Report, origin: str) -> dict[str, Any]:
                 "expected": number(row.measured),
             }
     return found
+
+
+def own_primitives() -> dict[str, Primitive]:
+    """Every op of the engine by its name on the tape."""
+    modules = {inspect.getmodule(getattr(ops, name)) for name in ops.__all__}
+    found = [value for module in modules for value in vars(module).values() if isinstance(value, Primitive)]
+    return {op.name: op for op in found}
+
+
+def fingerprint(op: Primitive) -> str:
+    """A short number that changes when an op's forward, its rules or what they call in their file change.
+
+    A verdict belongs to the code that was audited: the page does not show it for other code.
+    """
+    waiting: list[tuple[Any, str]] = [(op.forward, ""), *([(op.joint[0], "")] if op.joint else [])]
+    waiting += [(rule, argument) for argument, (rule, _) in op.rules.items()]
+    seen: dict[str, str] = {}
+    for function, argument in waiting:
+        key = f"{function.__qualname__} {argument}"
+        if key not in seen:
+            seen[key] = _source(function, argument)[0]
+            called = (function.__globals__.get(name) for name in re.findall(r"\w+", seen[key]))
+            waiting += [(f, "") for f in called if inspect.isfunction(f) and f.__module__ == function.__module__]
+    return f"{zlib.crc32(''.join(seen.values()).encode()):08x}"
