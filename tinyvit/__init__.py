@@ -1,6 +1,6 @@
 """tinyvit: a Vision Transformer and the autograd engine beneath it, from arrays alone."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tinyvit import engine
 from tinyvit.engine import *  # noqa: F403 -- the engine's public names are tinyvit's
@@ -10,11 +10,14 @@ __version__ = "0.1.0"
 __all__ = ["ViT", "ViTConfig", "__version__"]
 __all__ += engine.__all__
 
+if TYPE_CHECKING:
+    from tinyvit import study as study
+else:
 
-def __getattr__(name: str) -> Any:
-    """`tv.study`, found when it is first asked for: training needs nothing of it."""
-    if name == "study":
-        import tinyvit.study as study
+    def __getattr__(name):
+        """`tv.study`, loaded when it is first asked for: nobody else needs it."""
+        if name != "study":
+            raise AttributeError(f"module 'tinyvit' has no attribute {name!r}")
+        import tinyvit.study
 
-        return study
-    raise AttributeError(f"module 'tinyvit' has no attribute {name!r}")
+        return tinyvit.study

@@ -4,13 +4,25 @@ went, where it looks.
 
 from tinyvit.study import audit
 from tinyvit.study.equations import EQUATIONS, Equation, equations_of
-from tinyvit.study.explain import Page, Recording, Tape, explain, tape, watch
+from tinyvit.study.explain import (
+    ExplainError,
+    Page,
+    Recording,
+    Tape,
+    explain,
+    explain_fresh,
+    explain_run,
+    explain_script,
+    tape,
+    watch,
+)
 from tinyvit.study.pictures import draw_attention, draw_curves
 from tinyvit.study.summary import Row, summary, to_markdown, to_text, totals
 
 __all__ = [
     "EQUATIONS",
     "Equation",
+    "ExplainError",
     "Page",
     "Recording",
     "Row",
@@ -20,6 +32,9 @@ __all__ = [
     "draw_curves",
     "equations_of",
     "explain",
+    "explain_fresh",
+    "explain_run",
+    "explain_script",
     "summary",
     "tape",
     "to_markdown",

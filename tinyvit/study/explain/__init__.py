@@ -6,11 +6,23 @@
     print(tv.study.tape(loss))           a table in the terminal; .to_dot() for Graphviz
 
 `recording` notes, `tape` keeps the books, `sweep` looks at the backward sweep, `attention` at a ViT; `sources` has the
-code, the equations and the verdicts; `document` makes the page.
+code, the equations and the verdicts; `document` makes the page, `subjects` what the command explains.
 """
 
 from tinyvit.study.explain.document import Page, explain
 from tinyvit.study.explain.recording import Recording, watch
+from tinyvit.study.explain.subjects import ExplainError, explain_fresh, explain_run, explain_script
 from tinyvit.study.explain.tape import Tape, tape
 
-__all__ = ["Page", "Recording", "Tape", "explain", "tape", "watch"]
+__all__ = [
+    "ExplainError",
+    "Page",
+    "Recording",
+    "Tape",
+    "explain",
+    "explain_fresh",
+    "explain_run",
+    "explain_script",
+    "tape",
+    "watch",
+]

@@ -49,7 +49,7 @@ def described_look(
         labels: the right classes.
         classes: their names.
     """
-    maps = np.stack(look.maps, axis=1) if look.maps else np.empty((0,))  # (n, L, h, T, T)
+    maps: Any = np.stack(look.maps, axis=1) if look.maps else np.empty(0)  # (n, L, h, T, T)
     n, _, height, width = look.images.shape
     grid = [height // look.patch, width // look.patch]
     tokens = grid[0] * grid[1] + look.config.num_prefix_tokens

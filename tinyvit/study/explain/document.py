@@ -52,7 +52,7 @@ def explain(
     Args:
         loss: a single number on the tape, not yet swept. Its gradients are computed here, apart: no `.grad` changes,
             and `loss.backward()` works afterwards.
-        out: the file; its folder must be there.
+        out: the file; its folder is made if need be.
         title: of the page.
         pixels: for a ViT, its images before they were normalised, uint8 (B, C, H, W).
         labels: the right classes of the images.

@@ -64,6 +64,7 @@ class Note:
     seconds: float | None = None
     constants: list[dict[str, Any]] = field(default_factory=list)
     name: str | None = None
+    version: int | None = None  # of a leaf, which is overwritten in training
 
 
 @dataclass
@@ -122,9 +123,10 @@ class Recording:
         if not nodes or nodes[0][0].number in self.notes:  # off the tape, or noted: the last op of a readable twin
             return
         frame = _creating_frame()
-        node = nodes[0][0].parents[0] if isinstance(nodes[0][0], Part) else nodes[0][0]
+        first = nodes[0][0]
+        node = first.parents[0] if isinstance(first, Part) and first.parents[0] is not None else first
         for argument in arguments:
-            if isinstance(argument, Tensor) and argument.node is not None and argument.node.number not in self.notes:
+            if isinstance(argument, Tensor) and argument.node is not None:
                 self._note_given(argument, frame)
         scope = self._stack[-1] if self._stack else None
         constants = [
@@ -141,8 +143,16 @@ class Recording:
     def _note_given(self, given: Tensor, frame: FrameType | None) -> None:
         """Note a value that no op was seen to make: a leaf, or what was computed before or by recomputation."""
         assert given.node is not None
-        name = _name_in(frame, given) if isinstance(given.node, Leaf) else None
-        self.notes[given.node.number] = Note(described(given.data), name=name)
+        note = self.notes.get(given.node.number)
+        leaf = isinstance(given.node, Leaf)
+        if note is None:
+            note = self.notes[given.node.number] = Note(name=_name_in(frame, given) if leaf else None)
+        if note.value is None or (leaf and note.version != given.version[0]):
+            note.value, note.version = described(given.data), given.version[0]
+
+    def forget_ops(self) -> None:
+        """Let go of all notes but those of leaves: what was computed so far is not asked for any more."""
+        self.notes = {number: note for number, note in self.notes.items() if note.version is not None}
 
     # ------------------------------------------------------------------------------------------------------ layers
 
@@ -181,9 +191,11 @@ class Recording:
         self.roots[root].types |= {path: type(inner).__name__ for path, inner in paths.items()}
         self._paths = {id(inner): path for path, inner in paths.items()}
         for name, p in module.named_parameters():
-            if p.node is not None and p.node.number not in self.notes:
+            if p.node is not None:
                 owner = max((path for path in paths if _within(name, path)), key=len)
-                self.notes[p.node.number] = Note(described(p.data), scope=Scope(root, owner), name=name)
+                note = self.notes.setdefault(p.node.number, Note())
+                note.scope, note.name = Scope(root, owner), name
+                self._note_given(p, None)
 
     def _scope_of(self, module: Module) -> Scope:
         if not self._stack:
@@ -200,7 +212,7 @@ class Recording:
 
     def _begin_look(self, model: ViT, images: Any) -> Look | None:
         c = model.config
-        shape = getattr(images, "shape", ())
+        shape: Any = getattr(images, "shape", ())
         if len(shape) != 4:
             return None  # the model will say what it thinks of them
         P = c.patch_size
@@ -220,7 +232,7 @@ class Recording:
         assert self._look is not None
         self._look.logits = np.array(logits.numpy()[: len(self._look.images)])
         self._look.number = logits.node.number if logits.node is not None else None
-        self.looks.append(self._look)
+        self.looks = [*self.looks[-1:], self._look]  # they hold arrays, and nobody asks for older ones
 
 
 # ------------------------------------------------------------------------------------------------------------- watching
@@ -271,7 +283,7 @@ def watch() -> Iterator[Recording]:
         return recording.call(module, call, arguments, named)
 
     try:
-        Primitive.apply, Module.__call__ = watched_apply, watched_call  # type: ignore[method-assign]
+        Primitive.apply, Module.__call__ = watched_apply, watched_call  # type: ignore[method-assign, assignment]
         yield recording
     finally:
         Primitive.apply, Module.__call__ = apply, call  # type: ignore[method-assign]
@@ -283,7 +295,7 @@ def last_recording() -> Recording:
     return _last or Recording()
 
 
-# ---------------------------------------------------------------------------------------------------------------- helpers
+# -------------------------------------------------------------------------------------------------------------- helpers
 
 
 def argument_names(op: Any, count: int) -> list[str]:

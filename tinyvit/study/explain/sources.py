@@ -79,7 +79,7 @@ def _doc(op: Any) -> str:
     return ""
 
 
-# ------------------------------------------------------------------------------------------------------- as it is written
+# ----------------------------------------------------------------------------------------------------- as it is written
 
 
 def _rules(op: Primitive) -> list[dict[str, Any]]:
@@ -107,7 +107,9 @@ def _source(function: Callable[..., Any], argument: str = "") -> tuple[str, int]
                 return textwrap.dedent("".join(lines[start - 1 : node.end_lineno])).rstrip(), start
         return "", start
     keywords = [
-        n for n in ast.walk(tree) if isinstance(n, ast.keyword) and isinstance(n.value, ast.Lambda) and n.lineno == start
+        n
+        for n in ast.walk(tree)
+        if isinstance(n, ast.keyword) and isinstance(n.value, ast.Lambda) and n.lineno == start
     ]
     found = next((n for n in keywords if n.arg == argument), None)
     if len(keywords) > 1 and found is not None:  # several rules on a line: without the others
@@ -126,12 +128,12 @@ def _parsed(text: str) -> ast.Module | None:
         return None
 
 
-# -------------------------------------------------------------------------------------------------------------- equations
+# ------------------------------------------------------------------------------------------------------------ equations
 
 
 @functools.cache
 def mathml() -> dict[str, str]:
-    """LaTeX → MathML of every formula of the equations; made by docs/generate.py, so that nobody needs the converter."""
+    """LaTeX → MathML of every formula; made by docs/generate.py, so that nobody else needs the converter."""
     return dict(json.loads((HERE / "mathml.json").read_text(encoding="utf-8")))
 
 
@@ -150,7 +152,7 @@ def _equation(e: Equation) -> dict[str, Any]:
     return shown
 
 
-# --------------------------------------------------------------------------------------------------------------- verdicts
+# ------------------------------------------------------------------------------------------------------------- verdicts
 
 
 @functools.cache
@@ -162,8 +164,12 @@ def shipped_verdicts() -> dict[str, Any]:
 def audited(names: Iterable[str]) -> dict[str, Any]:
     """Op → what the audit finds of it now, for those of the ops that it has samples of."""
     known = set(audit.names())
-    wanted = sorted(set(names) & known)
-    return verdicts_of(audit.run(audit.registry(wanted)), "audited now") if wanted else {}
+    return {name: found for name in names if name in known for found in _audited(name).values()}
+
+
+@functools.cache
+def _audited(name: str) -> dict[str, Any]:
+    return verdicts_of(audit.run(audit.registry([name])), "audited now")
 
 
 def verdicts_of(report: Report, origin: str) -> dict[str, Any]:
@@ -175,7 +181,9 @@ def verdicts_of(report: Report, origin: str) -> dict[str, Any]:
         if op not in primitives:
             continue
         row = worst[op]
-        verdict = FAIL if any(r.verdict == FAIL for r in rows) else max((r.verdict for r in rows), key=SEVERITY.__getitem__)
+        verdict = (
+            FAIL if any(r.verdict == FAIL for r in rows) else max((r.verdict for r in rows), key=SEVERITY.__getitem__)
+        )
         found[op] = {"verdict": verdict, "rows": len(rows), "from": origin, "code": fingerprint(primitives[op])}
         if row.elements:
             found[op]["worst"] = {

@@ -1,4 +1,4 @@
-"""The backward sweep, looked at step by step: what each node gets and gives, how long it takes, what is held meanwhile."""
+"""The backward sweep, step by step: what each node gets and gives, how long it takes, and what is held meanwhile."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def swept(tape: Tape, keep: frozenset[int] = frozenset()) -> Backward:
     alive = {_memory(kept.value)[0]: node for node in tape.nodes for kept in reversed(tape.saved[node]) if kept.held}
     given: set[Node] = {root}
     with recording(False), tape.recording.pause():
-        walk = sweep([(root, seed)], set(tape.nodes), retain_graph=True)
+        walk: Any = sweep([(root, seed)], set(tape.nodes), retain_graph=True)
         while True:
             began = time.perf_counter()
             step = next(walk, None)

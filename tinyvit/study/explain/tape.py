@@ -126,7 +126,9 @@ class Tape:
         widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
         right = (0, 5)
         lines = [
-            "  ".join(c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+            "  ".join(
+                c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            )
             for row in (header, *rows)
         ]
         lines.insert(1, "─" * max(map(len, lines)))
@@ -225,7 +227,7 @@ def code_of(line: Line) -> str:
     return linecache.getline(line.path, line.number).strip()
 
 
-# ---------------------------------------------------------------------------------------------------------------- helpers
+# -------------------------------------------------------------------------------------------------------------- helpers
 
 
 def _nodes(root: Node) -> list[Node]:
@@ -286,10 +288,14 @@ def _why(node: Node, name: str) -> str:
         asking = name in op.joint[1]
         return "the rule names it" if asking else "its twin is computed from it, to be differentiated again"
     tracked = {op.names[i] for i, parent in enumerate(node.parents) if parent is not None}
-    asking_rules = [f"`{argument}`" for argument, (_, names) in op.rules.items() if argument in tracked and name in names]
+    asking_rules = [
+        f"`{argument}`" for argument, (_, names) in op.rules.items() if argument in tracked and name in names
+    ]
     if not asking_rules:
         return "its twin is computed from it, to be differentiated again"
-    return f"the rule{'s' * (len(asking_rules) > 1)} of {' and '.join(asking_rules)} name{'s' * (len(asking_rules) == 1)} it"
+    if len(asking_rules) == 1:
+        return f"the rule of {asking_rules[0]} names it"
+    return f"the rules of {' and '.join(asking_rules)} name it"
 
 
 def _memory(array: Any) -> tuple[int, int]:

@@ -23,8 +23,8 @@ def described(value: Any) -> dict[str, Any]:
         value: an array of any shape, dtype and device, or anything else.
 
     Returns:
-        For an array: `size`, `nonfinite`, `nans`; `numbers`, nested lists, where there are no more than 64; and for more
-        than one number `min`, `max`, `mean`, `std`, `norm` and `zeros` (a share) of the finite ones, with a
+        For an array: `size`, `nonfinite`, `nans`; `numbers`, nested lists, where there are no more than 64; and for
+        more than one number `min`, `max`, `mean`, `std`, `norm` and `zeros` (a share) of the finite ones, with a
         `histogram` of 32 counts between the `edges`. For anything else its `text`.
 
     >>> described(np.array([1.0, 0.5], np.float32))["numbers"], described("tanh")
@@ -46,7 +46,7 @@ def described(value: Any) -> dict[str, Any]:
 
 def _statistics(finite: np.ndarray) -> dict[str, Any]:
     if not finite.size:
-        return {name: "nan" for name in ("min", "max", "mean", "std", "norm")} | {"zeros": 0.0}
+        return {**dict.fromkeys(("min", "max", "mean", "std", "norm"), "nan"), "zeros": 0.0}
     low, high = float(finite.min()), float(finite.max())
     with np.errstate(over="ignore"):  # the square of a number near the end of float64
         facts = {"min": low, "max": high, "mean": finite.mean(), "std": finite.std(), "norm": _norm(finite)}
