@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import tinyvit
-from tinyvit.engine import Tensor
+from tinyvit.engine import Primitive, Tensor
 from tinyvit.engine.backend import to_device
 from tinyvit.engine.tape import Leaf, Node, Part
 from tinyvit.study.explain.attention import described_look
@@ -101,10 +101,9 @@ def facts(
     image = None if look is None else look.images_number
     backward = swept(tape, frozenset() if image is None else frozenset({image}))
     gradient = backward.pixels.get(image) if image is not None else None
-    ops = {op.name: op for node in tape.nodes if (op := node.op) is not None}
-    verdicts = audited(ops) if audit else shipped_verdicts()
     writer = _Writer(tape, backward)
     nodes = [writer.node(node) for node in tape.nodes]
+    verdicts = audited({op.name for op in writer.ops.values()}) if audit else shipped_verdicts()
     memory = writer.memory()
     return {
         "version": VERSION,
@@ -115,7 +114,7 @@ def facts(
         "scopes": writer.scopes,
         "lines": writer.lines,
         "nodes": nodes,
-        "ops": {name: described_op(op, name in writer.by_kernel, verdicts) for name, op in ops.items()},
+        "ops": {name: described_op(op, op in writer.by_kernel, verdicts) for name, op in writer.ops.items()},
         "sweep": writer.sweep(),
         "memory": memory,
         "attention": look
@@ -131,7 +130,8 @@ class _Writer:
         self.backward = backward
         self.values = tape.values()
         self.seconds = {step.node: step.seconds for step in backward.steps}
-        self.by_kernel = {node.op.name for node in tape.nodes if node.kernel}
+        self.by_kernel = {node.op for node in tape.nodes if node.kernel}
+        self.ops: dict[str, Any] = {}
         self.lines: list[dict[str, Any]] = []
         self.scopes: list[dict[str, Any]] = []
         self._line_numbers: dict[Line, int] = {}
@@ -148,7 +148,7 @@ class _Writer:
         shown = {
             "id": place[node],
             "kind": "leaf" if isinstance(node, Leaf) else "part" if isinstance(node, Part) else "op",
-            "op": node.op.name if node.op is not None else None,
+            "op": self._op(node.op),
             "scope": self._scope(self._note_of_whole(node).scope),
             "parents": [
                 {"id": place[parent], "argument": argument}
@@ -170,6 +170,17 @@ class _Writer:
         if isinstance(node, Leaf):
             shown["name"] = self.tape.name(node)
         return shown
+
+    def _op(self, op: Any) -> str | None:
+        """The name of an op; of two that have the same one, the later is numbered."""
+        if op is None:
+            return None
+        same = [name for name, other in self.ops.items() if other is op or type(other) is type(op) is not Primitive]
+        if not same:
+            taken = sum(other.name == op.name for other in self.ops.values())
+            same = [f"{op.name} ({taken + 1})" if taken else op.name]
+            self.ops[same[0]] = op
+        return same[0]
 
     def _note_of_whole(self, node: Node) -> Note:
         whole = node.parents[0] if isinstance(node, Part) else node

@@ -11,6 +11,7 @@ keeps nothing alive, and nothing keeps it alive but the place of the last one.
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import threading
@@ -185,8 +186,7 @@ class Recording:
         paths = dict(_paths(module))
         if module not in self._known:
             self._known[module] = len(self.roots)
-            name = next((n for n, value in frame.f_locals.items() if value is module and n != "self"), "model")
-            self.roots.append(Root(name, {}))
+            self.roots.append(Root(_name_in(frame, module) or "model", {}))
         root = self._known[module]
         self.roots[root].types |= {path: type(inner).__name__ for path, inner in paths.items()}
         self._paths = {id(inner): path for path, inner in paths.items()}
@@ -248,7 +248,7 @@ def watch() -> Iterator[Recording]:
     Of each op on the tape: the line that called it, the layer that was running, its value, its constants and its time;
     of a ViT, the attention of its first images. Values are noted as they are then: what is overwritten later stays as
     it was. Only this thread is watched. It is slow, for every value is looked at; the computation itself is the same
-    to the last bit.
+    to the last bit. On a GPU the times are those of the launches.
 
     `explain` and `tape` find what the last recording noted by themselves; there is nothing to pass on.
 
@@ -332,15 +332,15 @@ def _line_of(frame: FrameType | None) -> Line | None:
     return Line(code.co_filename, frame.f_lineno, code.co_qualname)
 
 
-def _name_in(frame: FrameType | None, given: Tensor) -> str | None:
-    """What the line calls a Tensor, where it has a plain name."""
+def _name_in(frame: FrameType | None, value: Any) -> str | None:
+    """What the code of a frame calls a value, where it has a plain name."""
     if frame is None:
         return None
-    for names in (frame.f_locals, frame.f_globals):
-        found = next((name for name, value in names.items() if value is given), None)
-        if found:
-            return found
-    return None
+    spaces = frame.f_locals, frame.f_globals
+    found = next((name for space in spaces for name, held in space.items() if held is value and name != "self"), None)
+    if isinstance(frame.f_locals, dict) and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+        frame.f_locals.clear()  # before Python 3.13 a copy, which the frame would keep alive with all that is in it
+    return found
 
 
 def _paths(module: Module, path: str = "") -> Iterator[tuple[str, Module]]:

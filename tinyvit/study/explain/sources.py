@@ -47,7 +47,7 @@ def described_op(op: Any, kernel: bool, verdicts: dict[str, Any]) -> dict[str, A
     forward = op.forward if isinstance(op, Primitive) else checkpoint
     rules = _rules(op) if isinstance(op, Primitive) else [_rule("*", type(op).pull_back)]
     lines, first = _source(forward)
-    own = forward.__module__.startswith("tinyvit.")
+    own = (forward.__module__ or "").startswith("tinyvit.")
     known = verdicts.get(op.name) if own and isinstance(op, Primitive) else None
     if known and known["code"] not in ("", fingerprint(op)):
         known = {"verdict": NOT_CHECKED, "rows": 0, "from": f"its code is another than in the {known['from']}"}

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinyvit.engine.backend import namespace_of
-from tinyvit.engine.tape import Leaf, Node, recording, sweep
-from tinyvit.study.explain.tape import Tape, _flat, _memory
+from tinyvit.engine.tape import Leaf, Node, Part, recording, sweep
+from tinyvit.study.explain.tape import Tape, flat, memory_of
 from tinyvit.study.explain.values import described
 
 
@@ -55,7 +55,7 @@ def swept(tape: Tape, keep: frozenset[int] = frozenset()) -> Backward:
     seed = namespace_of(tape.loss.data).ones(tape.loss.shape, dtype=tape.loss.dtype)
     found = Backward({}, {}, [])
     held = sum(map(tape.held, tape.nodes))
-    alive = {_memory(kept.value)[0]: node for node in tape.nodes for kept in reversed(tape.saved[node]) if kept.held}
+    alive = {memory_of(kept.value)[0]: node for node in tape.nodes for kept in reversed(tape.saved[node]) if kept.held}
     given: set[Node] = {root}
     with recording(False), tape.recording.pause():
         walk: Any = sweep([(root, seed)], set(tape.nodes), retain_graph=True)
@@ -69,8 +69,8 @@ def swept(tape: Tape, keep: frozenset[int] = frozenset()) -> Backward:
                 last.seconds = 0.0 if isinstance(last.node, Leaf) else seconds
                 held -= last.freed
                 alive = {where: node for where, node in alive.items() if node is not last.node}
-                waiting = [part for g in [*pending.values(), step and step[1]] for part in _flat(g) if part is not None]
-                places = dict(_memory(part) for part in waiting)
+                waiting = [part for g in [*pending.values(), step and step[1]] for part in flat(g) if part is not None]
+                places = dict(memory_of(part) for part in waiting)
                 last.memory = held + sum(size for where, size in places.items() if where not in alive)
             if step is None:
                 return found
@@ -82,6 +82,7 @@ def swept(tape: Tape, keep: frozenset[int] = frozenset()) -> Backward:
             gives = []
             for argument, parent in zip(tape.arguments(node), node.parents, strict=True):
                 if parent is not None:
-                    gives.append((parent, argument, parent in given))
+                    adds = parent in given and not isinstance(node, Part)  # parts lie beside one another
+                    gives.append((parent, argument, adds))
                     given.add(parent)
             found.steps.append(Step(node, gives, 0.0, tape.held(node), 0))

@@ -14,7 +14,7 @@ import tinyvit
 from tinyvit.engine import Tensor
 from tinyvit.engine.primitive import Primitive
 from tinyvit.engine.tape import Leaf, Node, Part, TapeError
-from tinyvit.study.explain.recording import Line, Note, Recording, argument_names, last_recording
+from tinyvit.study.explain.recording import Line, Note, argument_names, last_recording
 from tinyvit.study.explain.values import described
 
 HOME = os.path.dirname(os.path.dirname(os.path.abspath(tinyvit.__file__)))
@@ -51,13 +51,13 @@ class Tape:
         saved: what each node keeps for its rule.
     """
 
-    def __init__(self, loss: Tensor, recording: Recording | None = None):
+    def __init__(self, loss: Tensor):
         if not isinstance(loss, Tensor):
             raise TypeError(f"a tape belongs to a Tensor that was computed, not to a {type(loss).__name__}")
         if loss.node is None:
             raise TapeError("this Tensor has no tape: nothing with requires_grad=True was recorded for it")
         self.loss = loss
-        self.recording = last_recording() if recording is None else recording
+        self.recording = last_recording()
         self.notes = self.recording.notes
         self.nodes = _nodes(loss.node)
         self.place = {node: i for i, node in enumerate(self.nodes)}
@@ -91,14 +91,14 @@ class Tape:
 
     def _bookkeep(self) -> dict[Node, list[Saved]]:
         """What each node saved; memory that several keep counts at the first, which the sweep comes to last."""
-        counted = {_memory(array)[0] for array in self.leaf_arrays.values()}
+        counted = {memory_of(array)[0] for array in self.leaf_arrays.values()}
         found: dict[Node, list[Saved]] = {}
         for node in self.nodes:
             found[node] = []
             for name, value, of, why in _saved_by(node):
                 size = held = 0
                 if hasattr(value, "nbytes"):
-                    size, (where, whole) = int(value.nbytes), _memory(value)
+                    size, (where, whole) = int(value.nbytes), memory_of(value)
                     held = 0 if where in counted else whole
                     counted.add(where)
                 found[node].append(Saved(name, value, of, why, size, held))
@@ -256,13 +256,15 @@ def _leaf_arrays(nodes: list[Node]) -> dict[Node, Any]:
 def _saved_by(node: Node) -> list[tuple[str, Any, Node | None, str]]:
     """(name, value, whose value it is, who asked for it) of all that a node keeps."""
     kept: list[tuple[str, Any, Node | None, str]] = []
-    arguments = dict(zip(argument_names(node.op, len(node.parents)), node.parents, strict=True)) if node.op else {}
+    if isinstance(node, (Leaf, Part)):
+        return kept
+    arguments = dict(zip(argument_names(node.op, len(node.parents)), node.parents, strict=True))
     for name, value in (node.saved or {}).items():
         why = _why(node, name)
         if name == "inputs":
             kept += [(n, part, arguments[n], why) for n, part in zip(arguments, value, strict=False)]
         elif name == "residue":
-            kept += [(name, part, None, why) for part in _flat(value)]
+            kept += [(name, part, None, why) for part in flat(value)]
         elif name == "y" and isinstance(value, list):
             kept += [(f"y[{i}]", part, None, why) for i, part in enumerate(value)]
         else:
@@ -271,12 +273,13 @@ def _saved_by(node: Node) -> list[tuple[str, Any, Node | None, str]]:
         backward, residue = node.kernel
         names = backward.__code__.co_varnames[3 : 3 + len(residue)]  # after gy, needed and saved
         why = "the kernel keeps it for its own backward"
-        kept += [(name, part, None, why) for name, value in zip(names, residue, strict=True) for part in _flat(value)]
+        kept += [(name, part, None, why) for name, value in zip(names, residue, strict=True) for part in flat(value)]
     return kept
 
 
-def _flat(value: Any) -> list[Any]:
-    return [part for item in value for part in _flat(item)] if isinstance(value, (tuple, list)) else [value]
+def flat(value: Any) -> list[Any]:
+    """Everything in nested tuples and lists, in one list."""
+    return [part for item in value for part in flat(item)] if isinstance(value, (tuple, list)) else [value]
 
 
 def _why(node: Node, name: str) -> str:
@@ -298,12 +301,11 @@ def _why(node: Node, name: str) -> str:
     return f"the rules of {' and '.join(asking_rules)} name it"
 
 
-def _memory(array: Any) -> tuple[int, int]:
-    """Where the memory begins that an array keeps alive, and its bytes: those of the array that it is a view of."""
-    while getattr(array, "base", None) is not None and hasattr(array.base, "nbytes"):
+def memory_of(array: Any) -> tuple[int, int]:
+    """Which array owns the memory that an array looks at, and the bytes of that: all of them are kept alive."""
+    while hasattr(array.base, "nbytes"):
         array = array.base
-    where = array.__array_interface__["data"][0] if isinstance(array, np.ndarray) else array.data.ptr
-    return int(where), int(array.nbytes)
+    return id(array), int(array.nbytes)
 
 
 def _quoted(text: str) -> str:
