@@ -570,6 +570,7 @@ ERRORS = [
     (["summary", "empty"], 2, r"cannot read the config empty/config\.toml"),
     (["explain", "--model", "vit_bas_patch16_224"], 2, "unknown model 'vit_bas_patch16_224'"),
     (["explain", "--model", "nowhere.toml"], 2, r"cannot read the config nowhere\.toml"),
+    (["explain", "--step", "2"], 2, "--step is for a script: name it with --script"),
     (["explain", "--images", "0"], 2, "--images is 0; it must be at least 1"),
     # bad data or file
     (["explain", "--run", "empty"], 3, r"empty holds neither model\.safetensors nor a checkpoint"),

@@ -386,6 +386,8 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
+    if options.step is not None and not options.script:
+        raise ConfigError("--step is for a script: name it with --script")
     images = {"images": options.images, "image": options.image, "audit": options.audit}
     if options.script:
         page, title = study.explain_script(options.script, options.out, step=options.step, audit=options.audit)

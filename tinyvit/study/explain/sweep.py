@@ -54,27 +54,24 @@ def swept(tape: Tape, keep: frozenset[int] = frozenset()) -> Backward:
     assert root is not None
     seed = namespace_of(tape.loss.data).ones(tape.loss.shape, dtype=tape.loss.dtype)
     found = Backward({}, {}, [])
-    held = sum(map(tape.held, tape.nodes))
-    alive = {memory_of(kept.value)[0]: node for node in tape.nodes for kept in reversed(tape.saved[node]) if kept.held}
-    given: set[Node] = {root}
+    books = _Books(tape)
+    given: set[Node] = {root}  # those that have been handed a gradient, and of them those that wait
+    waiting: set[Node] = set()
     with recording(False), tape.recording.pause():
         walk: Any = sweep([(root, seed)], set(tape.nodes), retain_graph=True)
         while True:
             began = time.perf_counter()
             step = next(walk, None)
             seconds = time.perf_counter() - began
-            pending: dict[Node, Any] = inspect.getgeneratorlocals(walk).get("pending", {}) if step else {}
-            if found.steps:  # what the last node's rule took, and what there is after it
+            if found.steps:  # what the last node's rule took, and what is held after it
                 last = found.steps[-1]
                 last.seconds = 0.0 if isinstance(last.node, Leaf) else seconds
-                held -= last.freed
-                alive = {where: node for where, node in alive.items() if node is not last.node}
-                waiting = [part for g in [*pending.values(), step and step[1]] for part in flat(g) if part is not None]
-                places = dict(memory_of(part) for part in waiting)
-                last.memory = held + sum(size for where, size in places.items() if where not in alive)
+                pending = inspect.getgeneratorlocals(walk)["pending"] if step else {}
+                last.memory = books.after(last.node, [pending.get(node) for node in waiting] + [step and step[1]])
             if step is None:
                 return found
             node, gradient, _ = step
+            waiting.discard(node)
             if not isinstance(gradient, list):
                 found.gradients[node] = described(gradient)
             if node.number in keep:
@@ -85,4 +82,22 @@ def swept(tape: Tape, keep: frozenset[int] = frozenset()) -> Backward:
                     adds = parent in given and not isinstance(node, Part)  # parts lie beside one another
                     gives.append((parent, argument, adds))
                     given.add(parent)
+                    waiting.add(parent)
             found.steps.append(Step(node, gives, 0.0, tape.held(node), 0))
+
+
+class _Books:
+    """What the tape holds while it is swept and freed."""
+
+    def __init__(self, tape: Tape):
+        self.held = {node: tape.held(node) for node in tape.nodes}
+        self.total = sum(self.held.values())
+        self.places = {n: [memory_of(kept.value)[0] for kept in tape.saved[n] if kept.held] for n in tape.nodes}
+        self.alive = {place for places in self.places.values() for place in places}
+
+    def after(self, node: Node, pending: list[Any]) -> int:
+        """Bytes that are held once a node is freed: what others saved, and the gradients that wait."""
+        self.total -= self.held[node]
+        self.alive.difference_update(self.places[node])
+        waiting = dict(memory_of(part) for part in flat(pending) if part is not None)
+        return self.total + sum(size for place, size in waiting.items() if place not in self.alive)

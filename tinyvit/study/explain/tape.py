@@ -217,9 +217,9 @@ def shown_path(path: str) -> str:
         return path
     full = os.path.abspath(path)
     if full.startswith(os.path.join(HOME, "tinyvit", "")):
-        return os.path.relpath(full, HOME).replace(os.sep, "/")
-    here = os.path.relpath(full)
-    return os.path.basename(path) if here.startswith("..") else here.replace(os.sep, "/")
+        return full[len(HOME) + 1 :].replace(os.sep, "/")
+    here = os.path.join(os.getcwd(), "")
+    return full[len(here) :].replace(os.sep, "/") if full.startswith(here) else os.path.basename(path)
 
 
 def code_of(line: Line) -> str:

@@ -33,6 +33,8 @@ def described(value: Any) -> dict[str, Any]:
     if not hasattr(value, "dtype"):
         return {"text": text(value)}
     array = np.asarray(to_device(value, "cpu"))
+    if array.dtype.kind not in "fiubV":  # V is bfloat16's kind
+        return {"text": text(array)}
     wide = np.asarray(array, dtype=np.float64).reshape(-1)
     finite = wide[np.isfinite(wide)]
     shown: dict[str, Any] = {"size": wide.size, "nonfinite": wide.size - finite.size}
