@@ -166,6 +166,27 @@ def test_a_layer_that_nobody_can_find_is_in_the_scope_of_its_caller():
     assert [s["path"] for s in facts(loss)["scopes"]] == ["", "inner", "LayerNorm"]
 
 
+def test_layers_that_a_method_calls_one_by_one_are_told_apart():
+    model = small_vit()
+    with tv.study.watch():
+        loss = model.features(preprocess(some_images(model), (0.4,), (0.3,))).mean()
+    data = facts(loss)
+    check(data)
+    paths = [s["path"] for s in data["scopes"]]
+    assert {"layer", "layer.attn", "layer 2", "layer 2.attn"} <= set(paths)
+    assert len(set(paths)) == len(paths)
+
+
+def test_a_call_that_makes_no_sense_is_told_by_the_model_itself():
+    model = small_vit()
+    for arguments in ((), (None,), (np.zeros((1, 2, 8, 12), np.float32),), (np.zeros((1, 1, 3, 3), np.float32),)):
+        with pytest.raises(Exception) as plain:  # noqa: PT011 -- whichever it is
+            model(*arguments)
+        with tv.study.watch(), pytest.raises(type(plain.value)) as watched:
+            model(*arguments)
+        assert str(watched.value) == str(plain.value)
+
+
 @pytest.mark.parametrize("changes", [{}, {"dropout": 0.3, "attention_dropout": 0.2}, {"checkpoint": True}], ids=str)
 def test_watching_and_explaining_change_no_bit(changes):
     found = []
@@ -397,6 +418,15 @@ def test_numbers_that_are_none_and_gradients_of_zero_are_flagged():
     assert data["totals"]["loss"] == "nan"
     by_name = {n.get("name") or n["op"]: n for n in data["nodes"]}
     assert by_name["log"]["value"]["numbers"] == ["-inf", 0.0, pytest.approx(np.log(2))]
+
+
+def test_zero_is_flagged_where_it_is_made():
+    x, zero = leaf(1.0, 2.0), leaf(0.0, 0.0)
+    with tv.study.watch():
+        made = ops.relu(-x)
+        loss = (made + 2.0 * zero + x).sum()
+    found = {n.get("name") or n["op"]: n["flags"] for n in facts(loss)["nodes"]}
+    assert {name for name, words in found.items() if "zero value" in words} == {"relu"}
 
 
 def test_without_a_recording_what_the_tape_keeps_is_shown():

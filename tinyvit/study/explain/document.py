@@ -17,11 +17,11 @@ from tinyvit.engine import Primitive, Tensor
 from tinyvit.engine.backend import to_device
 from tinyvit.engine.tape import Leaf, Node, Part
 from tinyvit.study.explain.attention import described_look
-from tinyvit.study.explain.recording import Line, Note, Scope
+from tinyvit.study.explain.recording import Line, Note, Scope, constant
 from tinyvit.study.explain.sources import audited, described_op, shipped_verdicts
 from tinyvit.study.explain.sweep import Backward, swept
 from tinyvit.study.explain.tape import Saved, Tape, code_of, shown_path
-from tinyvit.study.explain.values import described, flags, number, text
+from tinyvit.study.explain.values import flags, number, text
 from tinyvit.training.checkpoint import write_atomically
 
 VERSION = 1
@@ -188,9 +188,11 @@ class _Writer:
         return self.tape.note(whole)
 
     def _value_flags(self, node: Node, value: dict[str, Any] | None) -> list[str]:
-        """A leaf may well be zero: biases are, before they are trained."""
+        """Zero is worth a word where it was made: a leaf may well be zero, and what is computed from zeros alone."""
+        zero = ["zero value"]
         found = flags(value, "value")
-        return [flag for flag in found if flag != "zero value"] if isinstance(node, Leaf) else found
+        given = [flags(self.values.get(parent), "value") for parent in node.parents if parent is not None]
+        return [] if found == zero and all(flag == zero for flag in given) else found
 
     def _saved_constants(self, node: Node) -> list[dict[str, Any]]:
         """Without a recording, the constants that a rule has named."""
@@ -200,7 +202,7 @@ class _Writer:
             if parent is None and not isinstance(node, Part)
         }
         return [
-            {"argument": kept.name, **_shape_and_value(kept.name, kept.value)}
+            {"argument": kept.name, **constant(kept.name, kept.value)}
             for kept in self.tape.saved[node]
             if kept.name in names and kept.value is not None
         ]
@@ -316,12 +318,6 @@ class _Writer:
             "peak_bytes": max((moment["bytes"] for moment in memory), default=0),
             "loss": number(self.tape.loss.item()),
         }
-
-
-def _shape_and_value(name: str, value: Any) -> dict[str, Any]:
-    if hasattr(value, "dtype"):
-        return {"shape": list(value.shape), "dtype": str(value.dtype), "value": described(value)}
-    return {"shape": [], "dtype": type(value).__name__, "value": {"text": f"{name}={text(value)}"}}
 
 
 # ------------------------------------------------------------------------------------------------------------- the file

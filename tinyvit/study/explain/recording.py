@@ -165,7 +165,7 @@ class Recording:
         scope = self._scope_of(module)
         look = self._look
         if isinstance(module, ViT):
-            self._look = self._begin_look(module, *arguments, **named)
+            self._look = self._begin_look(module, arguments[0] if arguments else named.get("images"))
         self._stack.append(scope)
         try:
             result = original(module, *arguments, **named)
@@ -186,15 +186,17 @@ class Recording:
         paths = dict(_paths(module))
         if module not in self._known:
             self._known[module] = len(self.roots)
-            self.roots.append(Root(_name_in(frame, module) or "model", {}))
+            name = _name_in(frame, module) or "model"
+            same = sum(root.name.partition(" ")[0] == name for root in self.roots)
+            self.roots.append(Root(f"{name} {same + 1}" if same else name, {}))
         root = self._known[module]
         self.roots[root].types |= {path: type(inner).__name__ for path, inner in paths.items()}
         self._paths = {id(inner): path for path, inner in paths.items()}
-        for name, p in module.named_parameters():
+        for parameter, p in module.named_parameters():
             if p.node is not None:
-                owner = max((path for path in paths if _within(name, path)), key=len)
+                owner = max((path for path in paths if _within(parameter, path)), key=len)
                 note = self.notes.setdefault(p.node.number, Note())
-                note.scope, note.name = Scope(root, owner), name
+                note.scope, note.name = Scope(root, owner), parameter
                 self._note_given(p, None)
 
     def _scope_of(self, module: Module) -> Scope:
@@ -248,7 +250,8 @@ def watch() -> Iterator[Recording]:
     Of each op on the tape: the line that called it, the layer that was running, its value, its constants and its time;
     of a ViT, the attention of its first images. Values are noted as they are then: what is overwritten later stays as
     it was. Only this thread is watched. It is slow, for every value is looked at; the computation itself is the same
-    to the last bit. On a GPU the times are those of the launches.
+    to the last bit. It grows with what is computed: open it around one step, not around a training. On a GPU the times
+    are those of the launches.
 
     `explain` and `tape` find what the last recording noted by themselves; there is nothing to pass on.
 
