@@ -1,6 +1,7 @@
 """The tape as it is shown: what is noted, what the sweep does, what is held meanwhile, and the page that says so."""
 
 import base64
+import functools
 import io
 import json
 import re
@@ -687,6 +688,25 @@ def test_an_op_of_ones_own_is_shown_too():
     assert [r["code"] for r in shown["rules"]] == ["a=lambda F, gy: gy", "b=lambda F, gy: 2 * gy"]
     assert (shown["doc"], shown["equations"]) == ("a + 2b.", [])
     assert shown["verdict"] == {"verdict": "not checked", "rows": 0}
+
+
+def test_rules_that_are_no_plain_functions_are_shown_where_there_is_code():
+    @tv.primitive
+    def scaled(xp, a, b):
+        return 3 * a + 4 * b
+
+    class Rule:
+        def __call__(self, F, gy):
+            return 4 * gy
+
+    scaled.gradients(a=functools.partial(times, 3), b=Rule())
+    data = facts(scaled(leaf(1.0), leaf(2.0)).sum())
+    check(data)
+    assert [r["code"][:22] for r in data["ops"]["scaled"]["rules"]] == ["def times(factor, F, g", ""]
+
+
+def times(factor, F, gy):
+    return factor * gy
 
 
 def test_two_ops_of_one_name_are_two_ops():

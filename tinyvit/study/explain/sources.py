@@ -12,6 +12,7 @@ import textwrap
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from tinyvit.engine import ops
@@ -54,7 +55,7 @@ def described_op(op: Any, kernel: bool, verdicts: dict[str, Any]) -> dict[str, A
     return {
         "signature": f"{op.name}{_signature(op if isinstance(op, Primitive) else checkpoint)}",
         "doc": _doc(op if isinstance(op, Primitive) else checkpoint),
-        "file": shown_path(inspect.unwrap(forward).__code__.co_filename),
+        "file": shown_path(code.co_filename) if (code := _code(forward)) else "",
         "line": first,
         "forward": lines,
         "rules": rules,
@@ -95,13 +96,15 @@ def _rule(argument: str, rule: Callable[..., Any]) -> dict[str, Any]:
 
 def _source(function: Callable[..., Any], argument: str = "") -> tuple[str, int]:
     """A function's code as it is written, comments beside it included, and its first line; "" where no file has it."""
-    function = inspect.unwrap(function)
-    file, start = function.__code__.co_filename, function.__code__.co_firstlineno
+    code = _code(function)
+    if code is None:
+        return "", 0
+    file, start = code.co_filename, code.co_firstlineno
     lines = linecache.getlines(file)
     tree = _parsed("".join(lines))
     if tree is None:
         return "", start
-    if function.__name__ != "<lambda>":
+    if code.co_name != "<lambda>":
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef) and start in (node.lineno, *(d.lineno for d in node.decorator_list)):
                 return textwrap.dedent("".join(lines[start - 1 : node.end_lineno])).rstrip(), start
@@ -118,6 +121,14 @@ def _source(function: Callable[..., Any], argument: str = "") -> tuple[str, int]
     while start > 1 and lines[start - 2].lstrip().startswith("#"):
         start -= 1
     return textwrap.dedent("".join(lines[start - 1 : end])).rstrip(), start
+
+
+def _code(function: Any) -> CodeType | None:
+    """The code behind wrappers and partial arguments, where it is Python's."""
+    function = inspect.unwrap(function)
+    while isinstance(function, functools.partial):
+        function = inspect.unwrap(function.func)
+    return getattr(function, "__code__", None)
 
 
 @functools.lru_cache(maxsize=64)
@@ -213,9 +224,10 @@ def fingerprint(op: Primitive) -> str:
     waiting += [(rule, argument) for argument, (rule, _) in op.rules.items()]
     seen: dict[str, str] = {}
     for function, argument in waiting:
-        key = f"{function.__qualname__} {argument}"
+        key = f"{getattr(function, '__qualname__', '')} {argument}"
         if key not in seen:
             seen[key] = _source(function, argument)[0]
-            called = (function.__globals__.get(name) for name in re.findall(r"\w+", seen[key]))
+            known = getattr(function, "__globals__", {})
+            called = (known.get(name) for name in re.findall(r"\w+", seen[key]))
             waiting += [(f, "") for f in called if inspect.isfunction(f) and f.__module__ == function.__module__]
     return f"{zlib.crc32(''.join(seen.values()).encode()):08x}"
