@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import argparse
 import ast
+import datetime
 import difflib
 import functools
 import importlib
 import inspect
 import itertools
+import json
 import math
+import os
 import re
 import sys
 import textwrap
@@ -28,6 +31,7 @@ from tinyvit.engine import Primitive
 from tinyvit.study import audit
 from tinyvit.study.audit.samples import KINKS, NOT_DIFFERENTIABLE, SAMPLES, WITHOUT
 from tinyvit.study.equations import EQUATIONS, Code, Equation, equations_of
+from tinyvit.study.explain.sources import verdicts_of
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -350,9 +354,40 @@ def rounded_up(error: float) -> str:
     return f"1e{exponent + 1:03d}" if digit == 10 else f"{digit}e{exponent:03d}"
 
 
+# ------------------------------------------------------------------------------------------- what ships in the package
+
+
+def mathml_file() -> str:
+    """Every formula as MathML, which a browser sets by itself: tinyvit/study/explain/mathml.json."""
+    from latex2mathml.converter import convert
+
+    formulas = dict.fromkeys(f for e in EQUATIONS for f in (e.tutorial, e.corrected) if f)
+    found = {f: _plain_mathml(convert(f if "\\" in f else rf"\text{{{f}}}", display="block")) for f in formulas}
+    return json.dumps(found, ensure_ascii=False, indent=0) + "\n"
+
+
+def _plain_mathml(markup: str) -> str:
+    """Without the name of the language, which HTML knows, and with letters in the place of their numbers."""
+    markup = markup.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
+    return re.sub(r"&#x([0-9A-F]+);", lambda m: m[0] if chr(int(m[1], 16)) in "<>&" else chr(int(m[1], 16)), markup)
+
+
+def verdicts_file() -> str:
+    """What a whole audit finds of each op, now: tinyvit/study/explain/verdicts.json. Takes about a minute."""
+    report = audit.run(workers=os.cpu_count() or 1)
+    found = verdicts_of(report, f"audit of {datetime.date.today()}")
+    lines = (f"{json.dumps(op)}: {json.dumps(verdict, ensure_ascii=False)}" for op, verdict in sorted(found.items()))
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
 # ------------------------------------------------------------------------------------------------------ write and check
 
-PAGES: dict[str, Callable[[], str]] = {"equations.md": equations_page, "ops.md": ops_page}
+STUDY = ROOT / "tinyvit" / "study" / "explain"
+PAGES: dict[str, Callable[[], str]] = {
+    "equations.md": equations_page,
+    "ops.md": ops_page,
+    "../tinyvit/study/explain/mathml.json": mathml_file,
+}
 
 _FIGURE = re.compile(r"(?<=largest error: )[\d.e+-]+")
 
@@ -396,7 +431,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Make the documents that come from the code.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 and name what has drifted")
     parser.add_argument("--to", type=Path, default=DOCS, help="the folder of the pages (docs/)")
+    parser.add_argument("--verdicts", action="store_true", help="write only what a whole audit finds now, a minute")
     options: Any = parser.parse_args(arguments)
+    if options.verdicts:
+        (STUDY / "verdicts.json").write_text(verdicts_file(), encoding="utf-8")
+        return 0
     if not options.check:
         for name, make in PAGES.items():
             (options.to / name).write_text(make(), encoding="utf-8")

@@ -368,7 +368,132 @@ def test_the_version_and_the_help_go_to_standard_output(tinyvit):
     assert tinyvit("--version") == (0, f"tinyvit {tv.__version__}\n", "")
     code, out, err = tinyvit("--help")
     assert (code, err) == (0, "")
-    assert all(command in out for command in ("train", "eval", "predict", "summary"))
+    assert all(command in out for command in ("train", "eval", "predict", "summary", "explain"))
+
+
+# --------------------------------------------------------------------------------------------------------- explain
+
+
+def shown(path):
+    """The facts in a page."""
+    [data] = re.findall(r'<script type="application/json" id="tape">(.*?)</script>', path.read_text(), flags=re.DOTALL)
+    return json.loads(data)
+
+
+def last_line(path):
+    data = shown(path)
+    size = path.stat().st_size / 1e6
+    return f"{path.name}: {data['totals']['nodes']:,} nodes, {size:.2f} MB; open it in a browser"
+
+
+def test_explain_shows_fresh_weights_on_test_digits_and_says_so(tinyvit, cwd):
+    code, out, err = tinyvit("explain")
+    assert (code, err, os.listdir()) == (0, "", ["tape.html"])
+    title = "ViT for digits with fresh weights, 4 test images of digits"
+    assert out.splitlines() == [title, last_line(cwd / "tape.html")]
+    data = shown(cwd / "tape.html")
+    assert data["title"] == title
+    images = data["attention"]["images"]
+    assert [image["label"] for image in images] == [str(label) for label in TEST.labels[:4]]
+    assert all(image["pixel_gradient_max"] > 0 for image in images)  # nothing stops at the head
+    assert not [node for node in data["nodes"] if "zero gradient" in node["flags"]]
+
+
+def test_explain_shows_a_trained_run_or_its_model_file(tinyvit, run, cwd):
+    assert tinyvit("explain", "--run", run, "--images", 2, "--out", "a.html")[0] == 0
+    code, out, _ = tinyvit("explain", "--run", run / "model.safetensors", "--images", 2, "--out", "b.html")
+    assert (code, out.splitlines()[-1]) == (0, last_line(cwd / "b.html"))
+    a, b = shown(cwd / "a.html"), shown(cwd / "b.html")
+    assert a["totals"]["loss"] == b["totals"]["loss"]
+    probabilities = predict(load_trained(run).model, TEST.images[:2], *digits().statistics())
+    for image, p in zip(a["attention"]["images"], probabilities, strict=True):
+        assert image["prediction"] == str(p.argmax())
+        assert image["probabilities"][0][1] == pytest.approx(p.max(), rel=1e-4)
+
+
+def test_explain_shows_a_model_by_its_name_and_an_image_file(tinyvit, cwd):
+    (cwd / "mine.toml").write_text("[model]\ndepth = 1\ndim = 16\n")
+    Image.fromarray(TEST.images[5, 0]).save("five.png")
+    code, out, err = tinyvit("explain", "--model", "mine.toml", "--image", "five.png")
+    assert (code, err) == (0, "")
+    assert out.startswith("mine.toml with fresh weights, five.png\n")
+    [image] = shown(cwd / "tape.html")["attention"]["images"]
+    assert "label" not in image
+    code, out, err = tinyvit("explain", "--model", "vit_tiny_patch16_32", "--images", 2, "--seed", 3)
+    assert (code, err) == (0, "")
+    assert out.startswith(
+        "vit_tiny_patch16_32 with fresh weights, 2 images of random pixels and a random class (seed 3)"
+    )
+    assert shown(cwd / "tape.html")["attention"]["layers"] == 12
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import numpy as np
+import tinyvit as tv
+from helper import START
+
+assert sys.argv == ["train.py"] and __name__ == "__main__"
+w = tv.tensor(np.array([START]), requires_grad=True)
+for step in range(3):
+    error = w - 1.0
+    (error * error).sum().backward()
+    with tv.no_grad():
+        w -= 0.25 * w.grad  # overwrites what the tape had saved
+    w.grad = None
+Path("end.txt").write_text(f"{w.item()}")
+"""
+
+
+@pytest.fixture
+def script(cwd):
+    (cwd / "helper.py").write_text("START = 5.0")
+    (cwd / "train.py").write_text(SCRIPT)
+    yield cwd / "train.py"
+    sys.modules.pop("helper", None)
+
+
+def test_explain_shows_the_last_backward_of_a_script(tinyvit, script, cwd):
+    code, out, err = tinyvit("explain", "--script", "train.py")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == ["train.py, backward() number 3", last_line(cwd / "tape.html")]
+    data = shown(cwd / "tape.html")
+    values = {node.get("name") or node["op"]: node["value"]["numbers"] for node in data["nodes"]}
+    assert (values["w"], values["subtract"], values["sum"]) == ([2.0], [1.0], 1.0)
+    assert {line["code"] for line in data["lines"]} == {"error = w - 1.0", "(error * error).sum().backward()"}
+    assert (cwd / "end.txt").read_text() == "1.5"  # the script came to its own end, with its own gradients
+
+
+def test_explain_shows_a_step_of_a_script_and_ends_it_there(tinyvit, script, cwd):
+    code, out, _ = tinyvit("explain", "--script", "train.py", "--step", 2)
+    assert (code, out.splitlines()[0]) == (0, "train.py, backward() number 2")
+    values = {node.get("name") or node["op"]: node["value"]["numbers"] for node in shown(cwd / "tape.html")["nodes"]}
+    assert values["w"] == [3.0]
+    assert not (cwd / "end.txt").exists()
+
+
+def test_explain_shows_the_global_loss_of_a_script(tinyvit, cwd):
+    (cwd / "one.py").write_text(
+        "import tinyvit as tv\n"
+        "x = tv.tensor([1.0, 2.0], requires_grad=True)\n"
+        "(x * x).sum().backward()\n"
+        "loss = tv.ops.exp(x).sum()\n"
+        "raise SystemExit\n"
+    )
+    assert tinyvit("explain", "--script", "one.py")[0] == 0  # it ended early: the last backward
+    assert "multiply" in shown(cwd / "tape.html")["ops"]
+    (cwd / "one.py").write_text((cwd / "one.py").read_text().replace("raise SystemExit\n", ""))
+    code, out, _ = tinyvit("explain", "--script", "one.py")
+    assert (code, out.splitlines()[0]) == (0, "one.py")
+    assert list(shown(cwd / "tape.html")["ops"]) == ["exp", "sum"]
+
+
+def test_explain_audits_the_ops_when_it_is_asked_to(tinyvit, cwd):
+    (cwd / "one.py").write_text("import tinyvit as tv\nloss = tv.ops.sin(tv.tensor([1.0], requires_grad=True)).sum()\n")
+    assert tinyvit("explain", "--script", "one.py", "--audit")[0] == 0
+    verdict = shown(cwd / "tape.html")["ops"]["sin"]["verdict"]
+    assert (verdict["verdict"], verdict["from"]) == ("pass", "audited now")
 
 
 # ---------------------------------------------------------------------------------------------------------- errors
@@ -401,6 +526,13 @@ def bad_files(cwd, run):
     (cwd / "yaml.toml").write_text("lr: 0.1")
     (cwd / "typo.toml").write_text("[training]\nlearning_rate = 0.1")
     (cwd / "file").write_text("in the way of a folder")
+    (cwd / "half.py").write_text("print(1")
+    (cwd / "raises.py").write_text("def f():\n    return 1 / 0\n\n\nf()\n")
+    (cwd / "exits.py").write_text("raise SystemExit('no data')")
+    (cwd / "nothing.py").write_text("loss = 3.0")
+    (cwd / "vector.py").write_text("import tinyvit as tv\nloss = tv.tensor([1.0, 2.0], requires_grad=True) * 2\n")
+    (cwd / "constant.py").write_text("import tinyvit as tv\nloss = tv.tensor([1.0]).sum()\n")
+    (cwd / "twice.py").write_text("import tinyvit as tv\nwith tv.study.watch():\n    pass\n")
     return cwd
 
 
@@ -436,7 +568,28 @@ ERRORS = [
     (["summary", "nowhere.toml"], 2, r"cannot read the config nowhere\.toml"),
     (["summary", "typo.toml"], 2, "unknown key"),
     (["summary", "empty"], 2, r"cannot read the config empty/config\.toml"),
+    (["explain", "--model", "vit_bas_patch16_224"], 2, "unknown model 'vit_bas_patch16_224'"),
+    (["explain", "--model", "nowhere.toml"], 2, r"cannot read the config nowhere\.toml"),
+    (["explain", "--step", "2"], 2, "--step is for a script: name it with --script"),
+    (["explain", "--images", "0"], 2, "--images is 0; it must be at least 1"),
     # bad data or file
+    (["explain", "--run", "empty"], 3, r"empty holds neither model\.safetensors nor a checkpoint"),
+    (["explain", "--image", "nowhere.png"], 3, r"there is no image file nowhere\.png"),
+    (["explain", "--out", "file/tape.html", "--images", "1"], 3, "file"),
+    (["explain", "--script", "nowhere.py"], 3, r"there is no script nowhere\.py"),
+    (["explain", "--script", "half.py"], 3, r"half\.py, line 1: SyntaxError: '\(' was never closed"),
+    (["explain", "--script", "raises.py"], 3, r"raises\.py, line 2: ZeroDivisionError: division by zero"),
+    (["explain", "--script", "exits.py"], 3, r"exits\.py ended with 'no data'"),
+    (
+        ["explain", "--script", "nothing.py"],
+        3,
+        r"nothing\.py has nothing to explain: neither a global Tensor `loss` nor",
+    ),
+    (["explain", "--script", "vector.py"], 3, r"the global `loss` of vector\.py: .* has the shape \(2,\)"),
+    (["explain", "--script", "constant.py"], 3, r"the global `loss` of constant\.py: this Tensor has no tape"),
+    (["explain", "--script", "twice.py"], 3, r"twice\.py, line 2: RuntimeError: a recording is open already"),
+    (["explain", "--script", "raises.py", "--step", "0"], 3, "--step is 0; the first backward\\(\\) is 1"),
+    (["explain", "--script", "nothing.py", "--step", "2"], 3, "called backward.* 0 times, so there is no step 2"),
     (["train", "--data", "digit"], 3, "unknown dataset 'digit': did you mean 'digits'"),
     (["train", "--data", "nowhere.npz"], 3, r"nowhere\.npz does not exist"),
     (["train", "--data", "short.npz"], 3, r"short\.npz cannot be read as an \.npz file"),
@@ -505,6 +658,7 @@ def test_a_file_in_the_place_of_the_runs_folder_is_an_error_and_stays(tinyvit, b
         (["eval"], "the following arguments are required: RUN"),
         (["predict", "here"], "the following arguments are required: IMAGE"),
         (["summary"], "the following arguments are required: MODEL"),
+        (["explain", "--run", "r", "--script", "s.py"], "argument --script: not allowed with argument --run"),
     ],
     ids=" ".join,
 )

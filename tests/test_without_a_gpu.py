@@ -21,6 +21,7 @@ from tinyvit.engine import backend, kernels
 from tinyvit.study import audit
 from tinyvit.study.audit.report import FAIL, PASS
 from tinyvit.study.audit.samples import NOT_DIFFERENTIABLE
+from tinyvit.study.explain.document import facts
 from tinyvit.training import EMA, SGD, Adam, AdamW, clip_grad_norm, evaluate, load_checkpoint, predict, save_checkpoint
 
 cp = strict_cupy.cupy
@@ -404,6 +405,23 @@ def test_views_share_memory_and_say_whose(stand_in):
     assert not cp.may_share_memory(part.copy(), whole)
     assert whole[cp.asarray([0])].base is None
     assert (part.strides, part.itemsize, part.nbytes, part.flags.c_contiguous) == ((4, 4), 4, 8, True)
+
+
+def test_a_tape_on_the_gpu_is_shown_as_one_on_the_cpu(stand_in):
+    shown = []
+    with kernels.switched(False):
+        for where in ("cpu", "gpu"):
+            model = tv.ViT(tv.ViTConfig(8, 4, 1, 3, dim=16, depth=2, num_heads=2), np.random.default_rng(0))
+            model.to(device=where)
+            images = tv.tensor(np.ones((2, 1, 8, 8), np.float32), device=where, requires_grad=True)
+            with tv.study.watch():
+                loss = tv.ops.cross_entropy(model(images), np.array([0, 2]))
+            shown.append(facts(loss))
+    for cpu, gpu in zip(*(data["nodes"] for data in shown), strict=True):
+        assert (cpu["op"], cpu["value"], cpu["gradient"]) == (gpu["op"], gpu["value"], gpu["gradient"])
+        assert cpu["saved"] == gpu["saved"]
+    assert shown[0]["memory"] == shown[1]["memory"]
+    assert shown[0]["attention"] == shown[1]["attention"]
 
 
 def test_after_it_everything_is_as_before():

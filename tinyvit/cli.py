@@ -48,6 +48,7 @@ EXIT_CODES: dict[type[Exception], int] = {
     BackendError: WRONG_USAGE,
     DataError: BAD_DATA,
     CheckpointError: BAD_DATA,
+    study.ExplainError: BAD_DATA,
     OSError: BAD_DATA,
     NonFiniteLossError: NON_FINITE,
 }
@@ -140,6 +141,18 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page with all rows")
     judge.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (all cores)")
     _add_device(judge, default="cpu")
+
+    page = command("explain", _explain, "write a page that shows a tape and how its gradients are made, node by node")
+    what = page.add_mutually_exclusive_group()
+    what.add_argument("--model", metavar="NAME|CONFIG.toml", help="a model with fresh weights (the one for digits)")
+    what.add_argument("--run", type=Path, metavar="RUN", help="a run's folder, a model file or a checkpoint")
+    what.add_argument("--script", type=Path, metavar="FILE", help="a Python file: its global `loss` or last backward()")
+    page.add_argument("--out", type=Path, default=Path("tape.html"), metavar="FILE", help="the page (tape.html)")
+    page.add_argument("--images", type=int, metavar="N", help="images to show the model (4; 1 of many tokens)")
+    page.add_argument("--image", type=Path, metavar="FILE", help="an image file to show it instead")
+    page.add_argument("--seed", type=int, default=0, metavar="N", help="of fresh weights and random images (0)")
+    page.add_argument("--step", type=int, metavar="N", help="of a script: its N-th backward(), and end it there")
+    page.add_argument("--audit", action="store_true", help="audit the ops of this tape now, some seconds each")
     return parser
 
 
@@ -370,6 +383,21 @@ def _audit(options: argparse.Namespace) -> int:
     if options.html:
         options.html.write_text(report.to_html(), encoding="utf-8")
     return CHECK_FAILED if report.failures else GOOD
+
+
+def _explain(options: argparse.Namespace) -> int:
+    if options.step is not None and not options.script:
+        raise ConfigError("--step is for a script: name it with --script")
+    images = {"images": options.images, "image": options.image, "audit": options.audit}
+    if options.script:
+        page, title = study.explain_script(options.script, options.out, step=options.step, audit=options.audit)
+    elif options.run:
+        page, title = study.explain_run(options.run, options.out, **images)
+    else:
+        page, title = study.explain_fresh(options.model, options.out, seed=options.seed, **images)
+    print(title)
+    print(f"{page.path}: {page.nodes:,} nodes, {page.size / 1e6:.2f} MB; open it in a browser")
+    return GOOD
 
 
 def _model_config(model: str) -> ViTConfig:

@@ -1,20 +1,44 @@
-"""Everything that shows: what a model is made of, whether its gradients are right, how a run went, where it looks."""
+"""Everything that shows: what a model is made of, whether its gradients are right and how they are made, how a run
+went, where it looks.
+"""
 
 from tinyvit.study import audit
 from tinyvit.study.equations import EQUATIONS, Equation, equations_of
+from tinyvit.study.explain import (
+    ExplainError,
+    Page,
+    Recording,
+    Tape,
+    explain,
+    explain_fresh,
+    explain_run,
+    explain_script,
+    tape,
+    watch,
+)
 from tinyvit.study.pictures import draw_attention, draw_curves
 from tinyvit.study.summary import Row, summary, to_markdown, to_text, totals
 
 __all__ = [
     "EQUATIONS",
     "Equation",
+    "ExplainError",
+    "Page",
+    "Recording",
     "Row",
+    "Tape",
     "audit",
     "draw_attention",
     "draw_curves",
     "equations_of",
+    "explain",
+    "explain_fresh",
+    "explain_run",
+    "explain_script",
     "summary",
+    "tape",
     "to_markdown",
     "to_text",
     "totals",
+    "watch",
 ]
