@@ -110,7 +110,7 @@ def source_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
 
 def _file(app: Sphinx, path: Path) -> str:
     text = path.read_text(encoding="utf-8")
-    highlighter: Any = app.builder.highlighter  # type: ignore[attr-defined]
+    highlighter: Any = app.builder.highlighter
     code = highlighter.highlight_block(text, LANGUAGES[path.suffix], force=True, lineanchors="L")
     return f"<h1>{html.escape(path.relative_to(ROOT).as_posix())}</h1>\n{code}"
 
@@ -124,7 +124,7 @@ def _folder(app: Sphinx, folder: Path) -> str:
             continue
         uri = app.builder.get_relative_uri(page_of(folder), page)
         rows.append(f'<dt><a href="{uri}">{path.name}{"/" * path.is_dir()}</a></dt><dd>{_about(path)}</dd>')
-    return f"<h1>{folder.relative_to(ROOT)}/</h1>\n<dl>{''.join(rows)}</dl>"
+    return f'<h1>{folder.relative_to(ROOT)}/</h1>\n<dl class="folder">{"".join(rows)}</dl>'
 
 
 def _has_page(path: Path) -> bool:
@@ -197,9 +197,11 @@ class Fixtures(SphinxDirective):
         for node in ast.walk(ast.parse((ROOT / self.arguments[0]).read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and any("fixture" in ast.unparse(d) for d in node.decorator_list):
                 call, _, meaning = (ast.get_docstring(node) or "").partition(": ")
+                kind = "function"
                 if not call.startswith(f"{node.name}("):
-                    call, meaning = node.name, f"{call}: {meaning}"
-                lines += [f".. py:function:: {call}", "   :no-index:", ""]
+                    kind, call, meaning = "data", node.name, f"{call}: {meaning}"
+                lines += [f".. py:{kind}:: {call}", "   :no-index:", ""]
+                meaning = meaning[:1].upper() + meaning[1:]
                 lines += [f"   {line}" for line in restructured(meaning.splitlines())] + [""]
         return self.parse_text_to_nodes("\n".join(lines))
 
@@ -218,7 +220,9 @@ def _paragraph(text: str) -> str:
 
 
 def _docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    lines[:] = restructured(lines)
+    # as fields at once: napoleon takes what stands before a colon in them for a type
+    fields = {"Returns:": ":returns:", "Yields:": ":yields:"}
+    lines[:] = [fields.get(line, line) for line in restructured(lines)]
 
 
 def link_sources(app: Sphinx, doctree: nodes.document) -> None:
@@ -237,12 +241,15 @@ def _place(signature: Any) -> tuple[Path, int] | None:
     if not signature.get("module"):
         return None
     try:
-        thing = _find(signature["module"])
+        thing: Any = _find(signature["module"])
         for name in signature["fullname"].split("."):
             thing = getattr(thing, name)
     except (AttributeError, ImportError):
         return None
-    thing = thing.forward if isinstance(thing, Primitive) else thing.fget if isinstance(thing, property) else thing
+    if isinstance(thing, Primitive):
+        thing = thing.forward
+    elif isinstance(thing, property):
+        thing = thing.fget
     try:
         thing = inspect.unwrap(thing)
         path = Path(inspect.getsourcefile(thing) or "").resolve()

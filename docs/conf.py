@@ -1,8 +1,8 @@
 """How Sphinx builds the book. From the repository's root: `python -m sphinx -W --keep-going -c docs . build/book`.
 
-The whole repository is the source folder, so that a relative link means the same here as on GitHub: to another page, to
-an image, or to a file of code, for which docs/book.py makes a page. Nothing is fetched from a network, neither while the
-book is built nor while it is read.
+The whole repository is the source folder, so that a relative link means the same here as on GitHub: to another page,
+to an image, or to a file of code, for which docs/book.py makes a page. Nothing is fetched from a network, neither while
+the book is built nor while it is read.
 """
 
 import sys

@@ -47,7 +47,9 @@ class Drawing:
             f"{html.escape(words)}</text>"
         )
 
-    def box(self, x: float, y: float, w: float, h: float, *lines: str, kind: str = "box", first: str = "strong") -> None:
+    def box(
+        self, x: float, y: float, w: float, h: float, *lines: str, kind: str = "box", first: str = "strong"
+    ) -> None:
         """Draw a box with lines of words in its middle: the first in its own style, the others small."""
         self.shapes.append(f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="6" class="{kind}"/>')
         for i, words in enumerate(lines):
@@ -133,7 +135,7 @@ def tape() -> str:
 
 def sweep() -> str:
     """The sweep over y = w·x + x, step by step, with what is pending."""
-    d = Drawing(820, 316, "The sweep over y = w·x + x: what is pending after each step")
+    d = Drawing(820, 332, "The sweep over y = w·x + x: what is pending after each step")
     columns = [(20, "step"), (210, "w"), (330, "x"), (450, "multiply"), (570, "add"), (690, "what happens")]
     for x, name in columns[1:5]:
         d.text(x + 50, 28, name, "strong")
@@ -152,7 +154,7 @@ def sweep() -> str:
             kind = "hot" if j == following else "leaf" if value else "box"
             d.box(columns[j + 1][0], y, 108, 40, value or "·", kind=kind, first="code")
         d.text(690, y + 20, note, "small", "start")
-    d.text(410, 304, "orange: whose turn is next, the highest number that is left", "small")
+    d.text(410, 314, "orange: whose turn is next, the highest number that is left", "small")
     return d.svg()
 
 

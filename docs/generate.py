@@ -359,7 +359,9 @@ def rounded_up(error: float) -> str:
 
 # ------------------------------------------------------------------------------------------ chapters that show the code
 
-_SHOWN = re.compile(r"^<!-- code: (\S+) (\S+)( without its docstring)? -->\n(?:\[.*\n\n```python\n(?:.*\n)*?```\n)?", re.M)
+_SHOWN = re.compile(
+    r"^<!-- code: (\S+) (\S+)( without its docstring)? -->\n(?:\[.*\n\n```python\n(?:.*\n)*?```\n)?", re.M
+)
 
 
 def chapter(name: str) -> str:
@@ -402,7 +404,8 @@ def excerpt(file: Path, name: str, docstring: bool = True) -> str:
         inside = range(text.lineno, (text.end_lineno or text.lineno) + 1)
         left_out = set(_examples(inside, lines) if docstring else inside)
         numbers = [n for n in numbers if n not in left_out]  # type: ignore[assignment]
-    return textwrap.dedent("".join(lines[n - 1] for n in numbers)).rstrip()
+    code = textwrap.dedent("".join(lines[n - 1] for n in numbers)).rstrip()
+    return re.sub(r'^( *""".*)\n *"""$', r'\1"""', code, count=1, flags=re.M)  # what is left of it may be one line
 
 
 def _statements(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[list[str], ast.stmt]]:
