@@ -26,7 +26,17 @@ from tinyvit import Primitive
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = ("tinyvit", "tests", "benchmarks", "demos", "docs")  # the folders whose files get a page each
-LANGUAGES = {".py": "python", ".cu": "c++", ".json": "text", ".txt": "text", ".toml": "toml", "": "text"}
+LANGUAGES = {
+    ".py": "python",
+    ".js": "js",
+    ".cu": "c++",
+    ".json": "text",
+    ".txt": "text",
+    ".toml": "toml",
+    ".html": "html",
+    ".css": "css",
+}
+LARGEST = 300_000  # bytes: what is larger nobody reads
 logger = logging.getLogger(__name__)
 
 
@@ -102,7 +112,7 @@ def source_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
                 continue
             if path.is_dir():
                 yield page_of(path), {"title": f"{inside}/", "body": _folder(app, path)}, "page.html"
-            elif path.suffix in LANGUAGES:
+            elif _has_page(path):
                 yield page_of(path), {"title": str(inside), "body": _file(app, path)}, "page.html"
     for name in ("pyproject.toml", "LICENSE"):
         yield page_of(ROOT / name), {"title": name, "body": _file(app, ROOT / name)}, "page.html"
@@ -110,8 +120,9 @@ def source_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
 
 def _file(app: Sphinx, path: Path) -> str:
     text = path.read_text(encoding="utf-8")
+    language = LANGUAGES.get(path.suffix, "text")
     highlighter: Any = app.builder.highlighter
-    code = highlighter.highlight_block(text, LANGUAGES[path.suffix], force=True, lineanchors="L")
+    code = highlighter.highlight_block(text, language, force=True, lineanchors="L")
     return f"<h1>{html.escape(path.relative_to(ROOT).as_posix())}</h1>\n{code}"
 
 
@@ -128,7 +139,7 @@ def _folder(app: Sphinx, folder: Path) -> str:
 
 
 def _has_page(path: Path) -> bool:
-    return path.suffix in LANGUAGES
+    return path.suffix in LANGUAGES and path.stat().st_size < LARGEST
 
 
 def _about(path: Path) -> str:
@@ -137,7 +148,7 @@ def _about(path: Path) -> str:
     if file.suffix != ".py" or not file.exists():
         return ""
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    return html.escape(" ".join(text.split("\n\n")[0].split()))
+    return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(" ".join(text.split("\n\n")[0].split())))
 
 
 # ------------------------------------------------------------------------------------------------- API from docstrings

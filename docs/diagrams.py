@@ -236,7 +236,7 @@ def vit() -> str:
     d.box(20, 142, 90, 44, "tokens", kind="box")
     d.arrow((110, 164), (150, 164))
     for x, name in ((152, "norm1, MHSA"), (352, "norm2, FFN")):
-        d.box(x, 142, 110, 44, name, kind="op")
+        d.box(x, 142, 110, 44, name, kind="op", first="")
         d.shapes.append(f'<circle cx="{x + 142}" cy="164" r="11" class="leaf"/>')
         d.text(x + 142, 164, "+", "strong")
         d.arrow((x + 110, 164), (x + 130, 164))
