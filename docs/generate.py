@@ -2,7 +2,11 @@
 
 A page is a function that returns its text, in the table PAGES below. Formulas come from tinyvit/study/equations.py, the
 lines of code from the source of the rules themselves, and the errors are measured by tests/test_equations.py while the
-page is made.
+page is made. The chapters in docs/engine/ are written by hand, but for the code in them: below each line
+
+    <!-- code: tinyvit/engine/tape.py Node.__init__ -->
+
+stands that function, method, class or statement as the file has it. Diagrams come from docs/diagrams.py.
 """
 
 from __future__ import annotations
@@ -35,6 +39,9 @@ from tinyvit.study.explain.sources import verdicts_of
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
+
+sys.path += [str(DOCS)] * (str(DOCS) not in sys.path)
+from diagrams import DIAGRAMS  # noqa: E402 -- beside this file, which the tests load by its path
 
 # -------------------------------------------------------------------------------------------------------- the equations
 
@@ -300,7 +307,7 @@ def _parsed(file: str) -> tuple[ast.Module, list[str]]:
     return ast.parse(text), text.splitlines(keepends=True)
 
 
-def _first_line(function: ast.FunctionDef) -> int:
+def _first_line(function: ast.FunctionDef | ast.ClassDef) -> int:
     return min([function.lineno, *(d.lineno for d in function.decorator_list)])
 
 
@@ -380,12 +387,113 @@ def verdicts_file() -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
+# ---------------------------------------------------------------------------------------------------------- the demos
+
+DEMOS_INTRODUCTION = """\
+# Demos
+
+Short programs, in an order in which they can be read. Each shows one thing, takes under two minutes on a CPU, and
+prints what its text says; the tests run them all. `python docs/generate.py` makes this page from their first sentences.
+
+| run | what it shows |
+|---|---|
+"""
+
+
+def demos_page() -> str:
+    """The demos with their first sentences: docs/demos.md."""
+    rows = []
+    for path in sorted((ROOT / "demos").glob("[0-9]*.py")):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        about = " ".join(text.split("\n\n")[0].split())
+        rows.append(f"| [`demos/{path.name}`](../demos/{path.name}) | {about} |\n")
+    return DEMOS_INTRODUCTION + "".join(rows)
+
+
+# ------------------------------------------------------------------------------------------ chapters that show the code
+
+_SHOWN = re.compile(
+    r"^<!-- code: (\S+) (\S+)( without its docstring)? -->\n(?:\[.*\n\n```python\n(?:.*\n)*?```\n)?", re.M
+)
+
+
+def chapter(name: str) -> str:
+    """A chapter as it is, with the code that it shows as it is now."""
+    folder = (DOCS / name).parent
+
+    def show(mark: re.Match[str]) -> str:
+        file, definition, without = mark.groups()
+        code = excerpt(ROOT / file, definition, docstring=not without)
+        first = mark[0].partition("\n")[0]
+        up = "../" * len(folder.relative_to(ROOT).parts)
+        return f"{first}\n[`{definition}`]({up}{file}) in `{Path(file).name}`:\n\n```python\n{code}\n```\n"
+
+    return _SHOWN.sub(show, (DOCS / name).read_text(encoding="utf-8"))
+
+
+def excerpt(file: Path, name: str, docstring: bool = True) -> str:
+    """A definition as the file has it, with the comments directly above it.
+
+    Args:
+        file: a Python file.
+        name: a function, a class, a method (`Node.free`), what is assigned to (`_numbers`), or the statement that calls
+            something (`softmax.gradients`).
+        docstring: whether the docstring is shown too, without its examples.
+
+    Raises:
+        ValueError: the file has no such definition.
+    """
+    tree, lines = _parsed(str(file))
+    found = next((node for node in _statements(tree.body) if name in node[0]), None)
+    if found is None:
+        raise ValueError(f"{file.name} has no {name!r}: a chapter in docs/engine/ shows it")
+    _, node = found
+    first = _first_line(node) if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else node.lineno
+    while lines[first - 2].lstrip().startswith("# ") and not lines[first - 2].startswith("# ---"):
+        first -= 1
+    numbers = range(first, (node.end_lineno or first) + 1)
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
+        text = node.body[0]
+        inside = range(text.lineno, (text.end_lineno or text.lineno) + 1)
+        left_out = set(_examples(inside, lines) if docstring else inside)
+        numbers = [n for n in numbers if n not in left_out]  # type: ignore[assignment]
+    code = textwrap.dedent("".join(lines[n - 1] for n in numbers)).rstrip()
+    return re.sub(r'^( *""".*)\n *"""$', r'\1"""', code, count=1, flags=re.M)  # what is left of it may be one line
+
+
+def _statements(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[list[str], ast.stmt]]:
+    """Each statement of a file or of a class in it, with the names under which it can be asked for."""
+    for node in body:
+        names = []
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names = [node.name]
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            names = [ast.unparse(t) for t in (node.targets if isinstance(node, ast.Assign) else [node.target])]
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            names = [ast.unparse(node.value.func)]
+        yield [prefix + name for name in names], node
+        if isinstance(node, ast.ClassDef):
+            yield from _statements(node.body, f"{prefix}{node.name}.")
+
+
+def _examples(docstring: range, lines: list[str]) -> Iterator[int]:
+    """The lines of a docstring's examples, with the empty line above them."""
+    inside = False
+    for n in docstring[:-1]:
+        inside = lines[n].lstrip().startswith(">>>") if not lines[n - 1].strip() else inside
+        if inside:
+            yield n
+
+
 # ------------------------------------------------------------------------------------------------------ write and check
 
 STUDY = ROOT / "tinyvit" / "study" / "explain"
 PAGES: dict[str, Callable[[], str]] = {
     "equations.md": equations_page,
     "ops.md": ops_page,
+    "demos.md": demos_page,
+    **{f"engine/{page.name}": functools.partial(chapter, f"engine/{page.name}") for page in DOCS.glob("engine/*.md")},
+    **{f"images/{name}.svg": draw for name, draw in DIAGRAMS.items()},
     "../tinyvit/study/explain/mathml.json": mathml_file,
 }
 
@@ -438,6 +546,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if not options.check:
         for name, make in PAGES.items():
+            (options.to / name).parent.mkdir(parents=True, exist_ok=True)
             (options.to / name).write_text(make(), encoding="utf-8")
         return 0
     reports = drifted(options.to)

@@ -164,7 +164,7 @@ class Trainer:
             self.ema.update()
 
     def _sweep(self, images: Any, labels: Any) -> tuple[Any, Any, Any]:
-        """Fill the gradients, clipped; return the mean loss, the norm (the loss if nothing clips), the count of right."""
+        """Fill the gradients, clipped; return mean loss, norm (the loss if nothing clips) and how many were right."""
         right: list[Any] = []  # of each shard; in no order, for they are only counted
 
         def mean_loss(some: Any, wanted: Any) -> Tensor:
