@@ -3,8 +3,10 @@
 What only a GPU can tell (the kernels, and what the bits are) is in tests/test_kernels.py and behind `pytest -m gpu`.
 """
 
+import importlib.util
 import inspect
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -404,6 +406,19 @@ def test_views_share_memory_and_say_whose(stand_in):
     assert not cp.may_share_memory(part.copy(), whole)
     assert whole[cp.asarray([0])].base is None
     assert (part.strides, part.itemsize, part.nbytes, part.flags.c_contiguous) == ((4, 4), 4, 8, True)
+
+
+@pytest.mark.slow
+def test_the_demo_of_a_gpu_trains_there_as_on_a_cpu(stand_in):
+    """Kernels, and so bfloat16 and graphs, take a GPU: its assertions on those are for `pytest -m gpu`."""
+    path = Path(__file__).parent.parent / "demos" / "13_on_a_gpu.py"
+    spec = importlib.util.spec_from_file_location("on_a_gpu", path)
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    assert demo.why_not() == ""
+    with kernels.switched(False):
+        np.testing.assert_allclose(demo.train("gpu", "bf16"), demo.train("cpu"), rtol=1e-4)
+    assert stand_in.launches
 
 
 def test_after_it_everything_is_as_before():
