@@ -8,7 +8,8 @@ side. The sweep needs four ideas: numbers given at creation, the sum over the us
 broadcast, and letting go.
 
 tinyvit's `engine/tape.py` has the same four. What it adds: rules that can be differentiated again, gradients only for
-those who need them, dtypes, a GPU, and clear errors. The comparison writes one expression for both engines.
+those who need them, dtypes, a GPU, and clear errors (here, a second backward() finds nothing left and says nothing).
+The comparison at the end writes one expression for both engines.
 """
 
 from __future__ import annotations
