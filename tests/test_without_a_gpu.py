@@ -3,8 +3,10 @@
 What only a GPU can tell (the kernels, and what the bits are) is in tests/test_kernels.py and behind `pytest -m gpu`.
 """
 
+import importlib.util
 import inspect
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -422,6 +424,19 @@ def test_a_tape_on_the_gpu_is_shown_as_one_on_the_cpu(stand_in):
         assert cpu["saved"] == gpu["saved"]
     assert shown[0]["memory"] == shown[1]["memory"]
     assert shown[0]["attention"] == shown[1]["attention"]
+
+
+@pytest.mark.slow
+def test_the_demo_of_a_gpu_trains_there_as_on_a_cpu(stand_in):
+    """Kernels, and so bfloat16 and graphs, take a GPU: its assertions on those are for `pytest -m gpu`."""
+    path = Path(__file__).parent.parent / "demos" / "13_on_a_gpu.py"
+    spec = importlib.util.spec_from_file_location("on_a_gpu", path)
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    assert demo.why_not() == ""
+    with kernels.switched(False):
+        np.testing.assert_allclose(demo.train("gpu", "bf16"), demo.train("cpu"), rtol=1e-4)
+    assert stand_in.launches
 
 
 def test_after_it_everything_is_as_before():

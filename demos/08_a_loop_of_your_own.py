@@ -1,6 +1,8 @@
 """Train on the digits in a loop written by hand: every part of the Trainer works alone.
 
-python demos/03_a_loop_of_your_own.py
+    python demos/08_a_loop_of_your_own.py
+
+One step is five lines: clear the gradients, sweep, clip, look up the step size, update.
 """
 
 import numpy as np
@@ -9,7 +11,7 @@ import tinyvit as tv
 from tinyvit.data import Loader, augmentation, digits
 from tinyvit.training import AdamW, clip_grad_norm, cosine, evaluate, parallel_backward, shards_for
 
-EPOCHS = 15
+EPOCHS = 10
 
 
 def main() -> None:
@@ -32,9 +34,7 @@ def main() -> None:
     for epoch in range(EPOCHS):
         for images, labels in train.epoch(epoch):
             optimizer.zero_grad()
-            parallel_backward(
-                loss_of, images, labels, shards=shards
-            )  # the short way: loss_of(images, labels).backward()
+            parallel_backward(loss_of, images, labels, shards=shards)  # or, in one piece: loss_of(…).backward()
             clip_grad_norm(model.parameters(), 1.0)
             optimizer.lr = lr(step)
             optimizer.step()

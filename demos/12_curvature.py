@@ -1,6 +1,10 @@
-"""Second derivatives: a Hessian-vector product of a whole ViT, and a Newton step on a function of two numbers.
+"""Second derivatives: a Newton step on a function of two numbers, and a Hessian-vector product of a whole ViT.
 
-python demos/04_curvature.py
+    python demos/12_curvature.py
+
+With create_graph=True the sweep itself is recorded on the tape, and its result, a gradient, can be differentiated too.
+A sweep from gᵢ gives the row ∂gᵢ/∂x of the Hessian H. A sweep from g·v gives H·v, and H itself, which has as many rows
+as there are parameters, is never made.
 """
 
 import numpy as np
@@ -9,15 +13,17 @@ import tinyvit as tv
 
 
 def newton() -> None:
-    """Rosenbrock's valley, whose minimum is at (1, 1): a Newton step solves H · d = −g."""
+    """Rosenbrock's valley (1 − x)² + 100(y − x²)², whose minimum is at (1, 1): a Newton step solves H·d = −g."""
     place = np.array([-1.2, 1.0])
-    for _ in range(6):
+    for step in range(1, 7):
         x = tv.tensor(place, requires_grad=True)
         f = (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
         [g] = tv.grad(f, [x], create_graph=True)
-        rows = [tv.grad(g[i], [x], retain_graph=True)[0].numpy() for i in range(2)]
-        place = place - np.linalg.solve(np.stack(rows), g.numpy())
-    print(f"six Newton steps from (-1.2, 1) end at ({place[0]:.6f}, {place[1]:.6f})")
+        H = np.stack([tv.grad(g[i], [x], retain_graph=True)[0].numpy() for i in range(2)])
+        by_hand = [[1200 * place[0] ** 2 - 400 * place[1] + 2, -400 * place[0]], [-400 * place[0], 200]]
+        assert np.allclose(H, by_hand, rtol=1e-12)
+        place = place - np.linalg.solve(H, g.numpy())
+        print(f"step {step}: f was {f.item():.2e}, now at ({place[0]:.6f}, {place[1]:.6f})")
     assert np.allclose(place, 1)
 
 
