@@ -16,7 +16,7 @@ copyright = "the tinyvit authors"
 language = "en"
 root_doc = "docs/index"
 source_suffix = {".md": "markdown"}
-include_patterns = ["*.md", "docs/**", "benchmarks/*.md"]
+include_patterns = ["*.md", "docs/**", "benchmarks/*.md", "demos/*.md"]
 exclude_patterns = ["**/.*", "build", "dist", "runs", "*venv*"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "book"]

@@ -387,29 +387,6 @@ def verdicts_file() -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-# ---------------------------------------------------------------------------------------------------------- the demos
-
-DEMOS_INTRODUCTION = """\
-# Demos
-
-Short programs, in an order in which they can be read. Each shows one thing, takes under two minutes on a CPU, and
-prints what its text says; the tests run them all. `python docs/generate.py` makes this page from their first sentences.
-
-| run | what it shows |
-|---|---|
-"""
-
-
-def demos_page() -> str:
-    """The demos with their first sentences: docs/demos.md."""
-    rows = []
-    for path in sorted((ROOT / "demos").glob("[0-9]*.py")):
-        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        about = " ".join(text.split("\n\n")[0].split())
-        rows.append(f"| [`demos/{path.name}`](../demos/{path.name}) | {about} |\n")
-    return DEMOS_INTRODUCTION + "".join(rows)
-
-
 # ------------------------------------------------------------------------------------------ chapters that show the code
 
 _SHOWN = re.compile(
@@ -491,7 +468,6 @@ STUDY = ROOT / "tinyvit" / "study" / "explain"
 PAGES: dict[str, Callable[[], str]] = {
     "equations.md": equations_page,
     "ops.md": ops_page,
-    "demos.md": demos_page,
     **{f"engine/{page.name}": functools.partial(chapter, f"engine/{page.name}") for page in DOCS.glob("engine/*.md")},
     **{f"images/{name}.svg": draw for name, draw in DIAGRAMS.items()},
     "../tinyvit/study/explain/mathml.json": mathml_file,

@@ -33,7 +33,7 @@ SOURCES = {
     if path != Path(__file__)
 }
 RUN_ELSEWHERE = {"python test": "docs/write_an_op.md"}  # a block that tests/test_pytest_plugin.py runs as a file
-TOOLS = {"ruff": "ruff", "mypy": "mypy", "lint-imports": "import-linter"}  # program: its package in the extra `test`
+TOOLS = {"ruff": "test", "mypy": "test", "lint-imports": "test", "sphinx": "docs"}  # program: the extra that brings it
 
 
 def blocks(text):
@@ -55,11 +55,16 @@ def is_made(text):
     return "This page is made by `python docs/generate.py`" in text
 
 
+def without_shown(text):
+    """Without the code that docs/generate.py puts below its marks, and holds to the files."""
+    return re.sub(r"^<!-- code: .* -->\n\[.*\n\n```python\n(?:.*\n)*?```$", "", text, flags=re.MULTILINE)
+
+
 # -------------------------------------------------------------------------------------------------------------- Python
 
 
 def wrong_python(path, text):
-    for kind, lines in blocks(text):
+    for kind, lines in blocks(without_shown(text)):
         first = lines[0] if lines else ""
         if not kind.startswith("python") or RUN_ELSEWHERE.get(kind) == path.relative_to(ROOT).as_posix():
             continue
@@ -136,8 +141,9 @@ def wrong_command(words):
     elif program == "pytest":
         yield from wrong_pytest(arguments)
     elif program in TOOLS:
-        if not any(requirement.startswith(TOOLS[program]) for requirement in extras()["test"]):
-            yield f"{program} is not in the extra `test`"
+        package = program.replace("lint-imports", "import-linter")
+        if not any(requirement.startswith(package) for requirement in extras()[TOOLS[program]]):
+            yield f"{program} is not in the extra `{TOOLS[program]}`"
     elif program != "venv":
         yield f"nobody knows the program {program!r}"
 
