@@ -29,6 +29,7 @@ LANGUAGES = {
     ".py": "python",
     ".js": "js",
     ".cu": "c++",
+    ".hpp": "c++",
     ".json": "text",
     ".txt": "text",
     ".toml": "toml",
