@@ -26,7 +26,9 @@ const svg = (tag, attributes, ...children) =>
 
 const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
 const plural = (n, one) => `${n.toLocaleString("en")} ${one}${n === 1 ? "" : "s"}`;
-const shapeOf = (shape) => (shape.length ? shape.join("×") : "scalar");
+// An op with several results has a list of shapes.
+const shapeOf = (shape) => (Array.isArray(shape[0]) ? shape.map(shapeOf).join(" and ") : [() => "scalar", () => `${shape[0]}-vector`][shape.length]?.() ?? shape.join("×"));
+const sizeOf = (shape) => (Array.isArray(shape[0]) ? shape.reduce((sum, one) => sum + sizeOf(one), 0) : shape.reduce((a, b) => a * b, 1));
 const missing = (sentence) => html("p", { class: "missing" }, sentence);
 const lineName = (line) => `${line.file}:${line.line}`;
 const lineOf = (node) => (node.line === null || node.line === undefined ? null : lines[node.line]);
@@ -129,7 +131,8 @@ sweep.forEach((event, index) => {
   for (const gift of event.gives) nodes[gift.to].arrivals.push(index + 1);
 });
 if (sweep.length) nodes[sweep[0].node].arrivals.unshift(0); // the loss has its gradient, 1, from the start
-for (const group of shown) group.passes = group.all.map((node) => node.passed).filter(Number.isFinite).sort((a, b) => a - b);
+// Progress counts ops: leaves were made first, so their turn comes at the very end.
+for (const group of shown) group.passes = group.all.filter((node) => !group.ops || node.kind !== "leaf").map((node) => node.passed).filter(Number.isFinite).sort((a, b) => a - b);
 
 const state = { selected: null, step: 0, open: new Set(), view: { x: 0, y: 0, k: 1 }, matches: new Set() };
 
@@ -223,11 +226,14 @@ function segments() {
   return found;
 }
 
-// A hand-made dagre call: what it returns is relative to the scope's own corner.
+// Dagre bends every edge half a rank down; one that goes a single rank is better drawn as one curve.
+const bendsOf = (points) => (points.length <= 3 ? [] : points.slice(1, -1));
+
+// What this returns is relative to the scope's own corner.
 function layoutScope(index, edges, result) {
   const key = `scope-${index}`, isRoot = index === 0;
   const graph = new dagre.graphlib.Graph();
-  graph.setGraph({ rankdir: "TB", nodesep: 22, edgesep: 14, ranksep: 26 });
+  graph.setGraph({ rankdir: "TB", nodesep: 22, edgesep: 16, ranksep: 30 });
   const children = [...shown[index].nodes.map((node) => ({ key: keyOf(node), first: node.id, node })),
     ...shown[index].scopes.map((s) => ({ key: `scope-${s}`, first: shown[s].first, scope: s }))].sort((a, b) => a.first - b.first);
   for (const child of children) {
@@ -241,14 +247,14 @@ function layoutScope(index, edges, result) {
   dagre.layout(graph);
   const { width = 0, height = 0 } = graph.graph();
   const text = isRoot ? 0 : textWidth(`${scopeText(index).label} ${scopeText(index).type}`, 12, 600) + 40;
-  const w = Math.max(width + 2 * PAD, text), dx = (w - width) / 2, dy = isRoot ? PAD : HEADER + 6;
-  const h = height + dy + PAD;
+  const w = Math.max(width + 2 * PAD, text), dx = (w - width) / 2, dy = isRoot ? PAD : HEADER + (graph.hasNode("in") ? 0 : 8);
   const ports = {};
   for (const port of ["in", "out"]) if (graph.hasNode(port)) ports[port] = graph.node(port).x + dx;
+  const h = height + dy + (ports.out === undefined ? PAD : 0);
   result.scopes.set(key, { w, h, ports, children: children.map((child) => {
     const at = graph.node(child.key);
     return { ...child, x: at.x + dx - child.size.w / 2, y: at.y + dy - child.size.h / 2, ...child.size };
-  }), segments: within.map((segment) => ({ ...segment, bends: graph.edge(segment.from, segment.to).points.slice(1, -1).map((p) => ({ x: p.x + dx, y: p.y + dy })) })) });
+  }), segments: within.map((segment) => ({ ...segment, bends: bendsOf(graph.edge(segment.from, segment.to).points).map((p) => ({ x: p.x + dx, y: p.y + dy })) })) });
   return { w, h };
 }
 
@@ -265,18 +271,24 @@ function layout() {
       else result.boxes.set(child.key, box);
     }
     const port = (name, side) => {
-      if (name === "in") return { x: x + own.ports.in, y: y + HEADER };
+      if (name === "in") return { x: x + own.ports.in, y };
       if (name === "out") return { x: x + own.ports.out, y: y + own.h };
       const box = result.boxes.get(name), ports = box.open ? result.scopes.get(name).ports : {};
       return { x: box.x + (ports[side] ?? box.w / 2), y: side === "out" ? box.y + box.h : box.y };
     };
     for (const segment of own.segments) {
-      const points = [port(segment.from, "out"), ...segment.bends.map((p) => ({ x: p.x + x, y: p.y + y })), port(segment.to, "in")];
+      const start = port(segment.from, "out"), behind = segment.from === "in" ? [{ x: start.x, y: y + HEADER }] : []; // the title
+      const points = [start, ...behind, ...segment.bends.map((p) => ({ x: p.x + x, y: p.y + y })), port(segment.to, "in")];
       result.segments.push({ ...segment, points });
     }
   };
   place(0, 0, 0);
   return { ...result, ...size };
+}
+
+function around(points) {
+  const xs = points.map((p) => p.x), ys = points.map((p) => p.y), x = Math.min(...xs), y = Math.min(...ys);
+  return { x, y, w: Math.max(...xs) - x, h: Math.max(...ys) - y };
 }
 
 // A curve that leaves and arrives upright: down the page is forward in time.
@@ -371,7 +383,7 @@ function draw() {
   const groups = boxes.filter((box) => box.open), cards = boxes.filter((box) => !box.open);
   const items = [...groups, ...cards].map(drawItem);
   drawn = new Map(items.map((item) => [item.box.key, item]));
-  drawnEdges = plan.segments.map((segment) => ({ segment, name: "edge", path: svg("path", { class: "edge", d: curve(segment.points), "marker-end": segment.to === "out" ? null : "url(#arrow)" }) }));
+  drawnEdges = plan.segments.map((segment) => ({ segment, name: "edge", box: around(segment.points), path: svg("path", { class: "edge", d: curve(segment.points), "marker-end": segment.to === "out" ? null : "url(#arrow)" }) }));
   flowLayer = svg("g", { class: "flow" });
   viewport = svg("g", { id: "viewport" }, svg("g", {}, items.filter((i) => i.box.open).map((i) => i.g)),
     svg("g", {}, drawnEdges.map((edge) => edge.path)), flowLayer, svg("g", {}, items.filter((i) => !i.box.open).map((i) => i.g)));
@@ -386,10 +398,32 @@ function draw() {
 function applyView() {
   const { x, y, k } = state.view;
   viewport.setAttribute("transform", `translate(${x.toFixed(2)} ${y.toFixed(2)}) scale(${k.toFixed(4)})`);
+  hideOutside();
   paintOverview();
 }
+
+// What lies far outside the stage is not rendered: a browser lays out every text of an SVG anew at each change in it.
+function hideOutside() {
+  const { x, y, k } = state.view, { W, H } = sizes, margin = 200;
+  const left = (-x - margin) / k, top = (-y - margin) / k, right = (W - x + margin) / k, bottom = (H - y + margin) / k;
+  const update = (thing, element, box) => {
+    const out = box.x > right || box.y > bottom || box.x + box.w < left || box.y + box.h < top;
+    if (thing.out === out) return;
+    thing.out = out;
+    if (out) element.setAttribute("display", "none");
+    else element.removeAttribute("display");
+  };
+  for (const item of drawn.values()) update(item, item.g, item.box);
+  for (const edge of drawnEdges) update(edge, edge.path, edge.box);
+}
 const setView = (x, y, k) => { state.view = { x, y, k }; applyView(); };
-const stageSize = () => ({ W: stage.clientWidth, H: stage.clientHeight });
+// Sizes are kept: to ask the browser for one in the middle of a step would make it lay out the whole graph for it.
+const sizes = { W: 0, H: 0, sheet: 0 };
+const stageSize = () => sizes;
+function measureStage() {
+  const panel = $("panel"), isSheet = getComputedStyle(panel).position === "absolute";
+  Object.assign(sizes, { W: stage.clientWidth, H: stage.clientHeight, sheet: isSheet ? panel.offsetHeight : 0 });
+}
 const TOOLS = 48, LEGEND = 30; // the strips above and below that the tools and the legend cover
 
 function fit(smallest = 0) {
@@ -403,19 +437,18 @@ function zoomAt(factor, cx, cy) {
   const { x, y, k } = state.view, next = clamp(k * factor, 0.05, 4);
   setView(cx - (cx - x) * next / k, cy - (cy - y) * next / k, next);
 }
-const zoomMiddle = (factor) => zoomAt(factor, stage.clientWidth / 2, stage.clientHeight / 2);
+const zoomMiddle = (factor) => zoomAt(factor, sizes.W / 2, sizes.H / 2);
 
 // The part of the stage that no sheet covers.
 function freeHeight() {
-  const panel = $("panel"), sheet = getComputedStyle(panel).position === "absolute" && !panel.classList.contains("empty");
-  return stage.clientHeight - (sheet ? panel.offsetHeight : LEGEND);
+  return sizes.H - (sizes.sheet || LEGEND);
 }
 
 // Move only if the box is outside, and then to the middle: a graph that follows each step would make one seasick.
 function bringIntoView(key) {
   const box = plan.boxes.get(key);
   if (!box) return;
-  const { x, y, k } = state.view, W = stage.clientWidth, H = freeHeight();
+  const { x, y, k } = state.view, { W } = sizes, H = freeHeight();
   const left = box.x * k + x, top = box.y * k + y, right = left + box.w * k, bottom = top + Math.min(box.h * k, H / 2);
   const inside = left > 4 && right < W - 4 && top > TOOLS - 6 && bottom < H - 4;
   if (!inside) setView(W / 2 - (box.x + box.w / 2) * k, Math.max(TOOLS, H / 2 - (bottom - top) / 2) - box.y * k, k);
@@ -426,14 +459,14 @@ function paintOverview() {
   const canvas = $("overview"), { W, H } = stageSize(), { x, y, k } = state.view;
   canvas.hidden = plan.h * k < H * 1.02 && plan.w * k < W * 1.02;
   if (canvas.hidden) return;
-  const scale = Math.min(90 / plan.w, 220 / plan.h), ratio = window.devicePixelRatio || 1;
+  const scale = Math.min(90 / plan.w, Math.min(420, H - 120) / plan.h), ratio = window.devicePixelRatio || 1;
   const w = Math.max(14, plan.w * scale), h = Math.max(14, plan.h * scale);
   if (canvas.width !== Math.round(w * ratio) || canvas.height !== Math.round(h * ratio)) {
     Object.assign(canvas, { width: Math.round(w * ratio), height: Math.round(h * ratio) });
     canvas.style.width = `${w}px`;
     canvas.style.height = `${h}px`;
   }
-  const pen = canvas.getContext("2d"), style = getComputedStyle(canvas);
+  const pen = canvas.getContext("2d");
   pen.setTransform(scale * ratio, 0, 0, scale * ratio, 0, 0);
   pen.clearRect(0, 0, plan.w, plan.h);
   for (const { box, now } of drawn.values()) {
@@ -627,8 +660,12 @@ function paintStep() {
     for (const tag of item.tags) setClass(tag, nodeClass(tag.leaf));
     if (item.sum) {
       const arrived = node.arrivals.filter((at) => at <= step).length;
-      item.sumText.textContent = `⊕ ${arrived}/${node.arrivals.length}`;
-      item.sum.setAttribute("class", node.arrivals.includes(step) && arrived > 1 ? "sum arriving" : "sum");
+      if (item.arrived !== arrived) item.sumText.textContent = `⊕ ${arrived}/${node.arrivals.length}`;
+      if (item.arrived !== arrived || item.arriving) {
+        item.arriving = node.arrivals.includes(step) && arrived > 1;
+        item.sum.setAttribute("class", item.arriving ? "sum arriving" : "sum");
+      }
+      item.arrived = arrived;
     }
   }
   const handing = [];
@@ -672,7 +709,7 @@ function goStep(step, follow = true) {
   const scrub = $("scrub");
   scrub.value = state.step;
   $("count").textContent = `${state.step} of ${sweep.length}`;
-  $("story").replaceChildren(...story(state.step));
+  $("story").replaceChildren(...story(state.step).flat(Infinity));
   scrub.setAttribute("aria-valuetext", `Step ${state.step} of ${sweep.length}. ${$("story").textContent}`);
   paintCursor();
 }
@@ -798,7 +835,7 @@ function linksOf(node) {
   const argument = (name) => (name ? html("code", {}, `${name} `) : "");
   const inputs = node.parents.map((p) => html("li", {}, argument(p.argument), nodeLink(p.id), html("span", { class: "muted" }, ` ${shapeOf(nodes[p.id].shape)}`)));
   const constants = (node.constants ?? []).map((c) => html("li", {}, argument(c.argument),
-    c.value?.text !== undefined && !c.dtype ? html("code", {}, c.value.text) : [`constant ${shapeOf(c.shape ?? [])} ${c.dtype ?? ""}`, c.value ? html("details", {}, html("summary", {}, "its numbers"), valueBlock(c.value, "")) : ""]));
+    c.value?.text !== undefined ? html("code", {}, c.value.text.replace(`${c.argument}=`, "")) : [`constant ${shapeOf(c.shape ?? [])} ${c.dtype ?? ""}`, c.value ? html("details", {}, html("summary", {}, "its numbers"), valueBlock(c.value, "")) : ""]));
   const users = node.users.map((u) => html("li", {}, nodeLink(u.id), u.argument ? html("span", { class: "muted" }, ` as ${u.argument}`) : "", html("span", { class: "muted" }, ` ${shapeOf(nodes[u.id].shape)}`)));
   return [...(node.kind === "leaf" ? [] : section("Computed from", html("ul", { class: "links inputs" }, inputs, constants))),
     ...section("Used by", users.length ? html("ul", { class: "links outputs" }, users) : missing("Nothing: the sweep starts here, or nothing needed it."))];
@@ -821,7 +858,7 @@ function savedBlock(node) {
   return html("table", { class: "grid" }, html("thead", {}, html("tr", {}, ["what", "shape", "bytes", "why"].map((t) => html("th", { scope: "col" }, t)))),
     html("tbody", {}, node.saved.map((s) => html("tr", {},
       html("td", {}, html("code", {}, s.name), s.of !== null && s.of !== undefined ? [" ", html("a", { href: `#node-${s.of}` }, `#${s.of}`)] : ""),
-      html("td", {}, `${shapeOf(s.shape ?? [])} ${s.dtype ?? ""}`), html("td", {}, bytes(s.bytes), s.shared ? html("span", { class: "muted" }, " shared") : ""), html("td", {}, s.why ?? "")))));
+      html("td", {}, s.value?.text !== undefined ? html("code", {}, s.value.text) : `${shapeOf(s.shape ?? [])} ${s.dtype ?? ""}`), html("td", {}, s.bytes ? bytes(s.bytes) : "–", s.shared ? html("span", { class: "muted" }, " shared") : ""), html("td", {}, s.why ?? "")))));
 }
 
 function verdictBlock(op) {
@@ -833,10 +870,21 @@ function verdictBlock(op) {
       worst.given !== undefined && worst.given !== null ? `; given ${number(worst.given, 7)}, expected ${number(worst.expected, 7)}` : "", ".") : ""];
 }
 
-function equationBlock(op) {
+// An op such as `linear` stands in many equations: those meant in the innermost layer around this node come first.
+function equationsFor(op, node) {
+  for (let s = node.scope; s !== null && s !== undefined; s = scopes[s].parent) {
+    const meant = (e) => e.layers?.includes(scopes[s].type);
+    if (op.equations.some(meant)) return [op.equations.filter(meant), op.equations.filter((e) => !meant(e))];
+  }
+  return op.equations.length > 6 ? [[], op.equations] : [op.equations, []];
+}
+
+function equationBlock(op, node) {
   if (!op?.equations?.length) return missing("The tutorial has no numbered equation for this op; its rule below is the formula.");
-  return op.equations.map((e) => html("div", { class: "equation" }, html("p", { class: "title" }, html("b", {}, `(${e.number}) `), e.title ?? ""), e.mathml ? mathml(e.mathml) : "",
-    e.holds ? [html("p", { class: "note" }, "As it holds here:"), mathml(e.holds)] : "", e.note ? html("p", { class: "note" }, e.note) : ""));
+  const [here, elsewhere] = equationsFor(op, node);
+  const draw = (e) => html("div", { class: "equation" }, html("p", { class: "title" }, html("b", {}, `(${e.number}) `), e.title ?? ""), e.mathml ? mathml(e.mathml) : "",
+    e.holds ? [html("p", { class: "note" }, "As it holds here:"), mathml(e.holds)] : "", e.note ? html("p", { class: "note" }, e.note) : "");
+  return [here.map(draw), elsewhere.length ? html("details", {}, html("summary", {}, `${plural(elsewhere.length, "equation")} where other layers use ${node.op}`), elsewhere.map(draw)) : ""];
 }
 
 function ruleBlock(op) {
@@ -855,14 +903,14 @@ function nodePanel(node) {
   const fact = (name, value) => html("div", {}, html("dt", {}, name), html("dd", {}, value));
   const part = [html("h2", {}, html("code", {}, titleOf(node)), html("span", { class: "number" }, ` #${node.id}`)), crumbs(node.scope),
     op?.doc ? html("p", {}, op.doc) : "", node.flags.length ? html("p", { class: "flags" }, node.flags.map((f) => html("span", { class: "flag" }, `! ${f}`))) : "",
-    html("dl", { class: "facts" }, fact("shape", `${shapeOf(node.shape)}${node.shape.length ? `, ${plural(node.shape.reduce((a, b) => a * b, 1), "number")}` : ""}`), fact("dtype", node.dtype),
+    html("dl", { class: "facts" }, fact("shape", `${shapeOf(node.shape)}${node.shape.length ? `, ${plural(sizeOf(node.shape), "number")}` : ""}`), fact("dtype", node.dtype),
       node.kind === "leaf" ? "" : [fact("keeps", node.saved_bytes ? bytes(node.saved_bytes) : "nothing of its own"), fact("forward", microseconds(node.forward_us)), fact("backward", microseconds(node.backward_us)),
-        op ? fact("computed by", op.kernel ? "a compiled kernel" : "its readable twin") : ""])];
+        op ? fact("computed by", op.kernel ? "a compiled kernel" : "array operations") : ""])];
   const leaf = node.kind === "leaf";
-  return [...part, ...section("Value", valueBlock(node.value, "Its numbers were not kept in this page.")),
-    ...section("Gradient", valueBlock(node.gradient, Number.isFinite(node.passed) ? "Its gradient was not kept in this page." : "No gradient reaches it.", true)),
-    ...linksOf(node), ...section("Made by", lineBlock(node)),
-    ...(leaf ? [] : [...section("Equation", equationBlock(op)), ...section("Backward rule", ruleBlock(op)),
+  const value = section("Value", valueBlock(node.value, tape.watched === false ? "Its numbers were not recorded: no rule needed them, and the tape was not watched while it was made." : "Its numbers were not kept in this page.")), gradient = section("Gradient", valueBlock(node.gradient, Number.isFinite(node.passed) ? "Its gradient was not kept in this page." : "No gradient reaches it.", true));
+  const beside = node.value?.histogram && node.gradient?.histogram && !node.value.numbers; // two histograms have room side by side
+  return [...part, html("div", { class: beside ? "pair" : "" }, html("div", {}, value), html("div", {}, gradient)), ...linksOf(node), ...section("Made by", lineBlock(node)),
+    ...(leaf ? [] : [...section("Equation", equationBlock(op, node)), ...section("Backward rule", ruleBlock(op)),
       op?.forward ? html("details", {}, html("summary", {}, `The forward: ${op.signature ?? node.op}`), python(op.forward)) : ""]),
     ...section("Saved for the way back", savedBlock(node)), ...section("In the sweep", sweepBlock(node)), ...(leaf ? [] : section("Audit", verdictBlock(op)))];
 }
@@ -873,7 +921,7 @@ function scopePanel(index) {
   const fact = (name, value) => html("div", {}, html("dt", {}, name), html("dd", {}, value));
   const leaves = group.all.filter((n) => n.kind === "leaf"), flagged = group.all.filter((n) => n.flags.length);
   return [html("h2", {}, html("code", {}, scope.label), html("span", { class: "number" }, ` ${scope.type}`)), crumbs(index),
-    html("dl", { class: "facts" }, fact("ops", group.ops), fact("leaves", `${leaves.length}, ${plural(leaves.reduce((t, n) => t + n.shape.reduce((a, b) => a * b, 1), 0), "number")}`),
+    html("dl", { class: "facts" }, fact("ops", group.ops), fact("leaves", `${leaves.length}, ${plural(leaves.reduce((t, n) => t + sizeOf(n.shape), 0), "number")}`),
       fact("keeps", bytes(group.saved)), fact("forward", sum("forward_us")), fact("backward", sum("backward_us"))),
     ...(flagged.length ? section("Flagged", html("ul", { class: "links" }, flagged.map((n) => html("li", {}, nodeLink(n.id), ` ${n.flags.join(", ")}`)))) : []),
     ...(group.scopes.length ? section("Parts", html("ul", { class: "links" }, group.scopes.map((s) => html("li", {}, html("a", { href: `#scope-${s}` }, scopes[s].label), html("span", { class: "muted" }, ` ${scopes[s].type}, ${scopeText(s).facts}`))))) : []),
@@ -882,6 +930,7 @@ function scopePanel(index) {
 
 function overviewPanel() {
   return [html("h2", {}, tape.title), html("p", { class: "crumbs" }, tape.made_by ?? ""),
+    tape.watched === false ? missing("This tape was not watched while it was made: lines, layers, forward times, and values that no rule saved are not known.") : "",
     html("p", {}, "Select a node to see its numbers, its backward rule and the equation behind it. Open a part of the model with a click or Enter. Play the slider below to watch the gradients being handed back."),
     ...(flaggedNodes.length ? section("Flagged", html("ul", { class: "links" }, flaggedNodes.slice(0, 60).map((n) => html("li", {}, nodeLink(n.id), ` ${n.flags.join(", ")}`)))) : section("Flagged", missing("Nothing: every value and gradient is finite, and no gradient is zero."))),
     ...section("What keeps most", html("ul", { class: "links" }, [...nodes].sort((a, b) => b.saved_bytes - a.saved_bytes).slice(0, 5).filter((n) => n.saved_bytes).map((n) => html("li", {}, nodeLink(n.id), html("span", { class: "muted" }, ` ${bytes(n.saved_bytes)}`)))))];
@@ -894,6 +943,7 @@ function showPanel(key) {
   panel.classList.toggle("empty", !key);
   panel.replaceChildren(...[close, ...content].flat(Infinity).filter((part) => part !== "" && part !== null && part !== undefined && part !== false));
   panel.scrollTop = 0;
+  measureStage();
 }
 
 // -------------------------------------------------------------------------------------------------------- attention
@@ -939,13 +989,12 @@ function buildAttention() {
   const check = (text, key, on) => html("label", {}, html("input", { type: "checkbox", checked: on, onchange: (e) => { look[key] = e.target.checked; paintAttention(); } }), text);
   const label = (image, i) => `image ${i + 1}${image.label !== undefined && image.label !== null ? `, label ${image.label}` : ""}`;
   look.maps = [];
-  const grid = html("div", { class: "maps", style: `grid-template-columns:max-content repeat(${a.heads},minmax(44px,${a.layers > 8 ? 110 : 132}px));--aspect:${gw}/${gh}` }, html("span", {}),
-    Array.from({ length: a.heads }, (_, h) => html("span", { class: "head" }, `head ${h + 1}`)),
-    Array.from({ length: a.layers }, (_, l) => [html("span", { class: "layer" }, `layer ${l + 1}`), Array.from({ length: a.heads }, (_, h) => {
-      const canvas = html("canvas", { role: "img" }), most = html("div", { class: "most" });
+  const grid = html("div", { class: "maps", style: `--heads:${a.heads};--aspect:${gw}/${gh}` }, Array.from({ length: a.layers }, (_, l) =>
+    html("section", { class: "layer", "aria-label": `Layer ${l + 1}` }, html("h4", {}, `Layer ${l + 1}`), Array.from({ length: a.heads }, (_, h) => {
+      const canvas = html("canvas", { role: "img" }), most = html("span", {});
       look.maps.push({ canvas, most, name: `layer ${l + 1} head ${h + 1}` });
-      return html("div", {}, canvas, most);
-    })]));
+      return html("figure", {}, canvas, html("figcaption", {}, `head ${h + 1} `, most));
+    }))));
   view.replaceChildren(html("div", { class: "attention" },
     html("div", {}, html("h2", {}, "Where each patch looks"),
       html("div", { class: "thumbs", role: "group", "aria-label": "Images", hidden: a.images.length < 2 }, a.images.map((image, i) => html("button", { type: "button", "aria-pressed": "false", "aria-label": label(image, i), onclick: () => { look.image = i; look.ready = null; paintAttention(); } }, html("img", { src: image.png, alt: "" })))),
@@ -956,7 +1005,7 @@ function buildAttention() {
         html("figure", {}, html("canvas", { id: "rollout", role: "img" }), html("figcaption", { id: "rollout-said" })),
         html("figure", {}, html("img", { id: "pixel-gradient", alt: "" }), html("figcaption", { id: "pixel-said" }))),
       html("div", { id: "probabilities" })),
-    html("div", {}, html("h3", {}, "Its map in every layer and head"), grid)));
+    html("div", {}, html("h3", { id: "maps-said" }), html("p", { class: "place" }, "Under each map: the largest weight in it, which is its darkest colour in light and its brightest in the dark."), grid)));
   listenToPicture();
 }
 
@@ -1013,15 +1062,18 @@ function paintAttention() {
   all.forEach((weights, i) => {
     const { canvas, most, name } = look.maps[i], peak = Math.max(...weights.patches), at = weights.patches.indexOf(peak);
     paintMap(canvas, weights.patches, look.local ? peak : largest, a.grid);
-    most.textContent = `max ${number(peak, 2)}`;
+    most.textContent = number(peak, 2);
     canvas.setAttribute("aria-label", `${name}: most, ${number(peak, 2)}, ${look.whom ? "from" : "at"} ${tokenName(a.prefix + at)}${a.prefix ? `; class token ${number(weights.prefix[0], 2)}` : ""}`);
   });
+  $("class-token").setAttribute("aria-pressed", String(look.token < a.prefix));
+  $("maps-said").textContent = `${look.whom ? "Who looks at it" : "Where it looks"}, in every layer and head`;
   $("token-said").textContent = look.whom ? `Who looks at ${tokenName(look.token)}` : `Where ${tokenName(look.token)} looks`;
   if (look.ready.rollout) {
-    const weights = weightsOf(look.ready.rollout, image.rollout_scales, 0, look.token, look.whom), peak = Math.max(...weights.patches);
-    paintMap($("rollout"), weights.patches, peak, a.grid);
+    const weights = weightsOf(look.ready.rollout, image.rollout_scales, 0, look.token, look.whom), peak = Math.max(...weights.patches),
+    least = Math.min(...weights.patches);
+    paintMap($("rollout"), weights.patches.map((w) => w - least), peak - least, a.grid); // near even after many layers
     $("rollout").setAttribute("aria-label", `Attention rollout, most ${number(peak, 2)}`);
-    $("rollout-said").textContent = `Attention rollout: all layers multiplied together. max ${number(peak, 2)}`;
+    $("rollout-said").textContent = `Attention rollout, all layers multiplied together: ${number(least, 2)} to ${number(peak, 2)}`;
   } else $("rollout-said").textContent = "The attention rollout was not recorded.";
   paintGrid();
 }
@@ -1029,7 +1081,7 @@ function paintAttention() {
 function paintPrediction(image) {
   $("pixel-gradient").hidden = !image.pixel_gradient;
   if (image.pixel_gradient) Object.assign($("pixel-gradient"), { src: image.pixel_gradient, alt: "the gradient of the loss on each pixel" });
-  $("pixel-said").textContent = image.pixel_gradient ? `The gradient on the pixels. max ${number(image.pixel_gradient_max, 2)}` : "The gradient on the pixels was not recorded.";
+  $("pixel-said").textContent = image.pixel_gradient ? `The gradient of the loss on the pixels: 0 to ${number(image.pixel_gradient_max, 2)} in size` : "The gradient on the pixels was not recorded.";
   const known = image.prediction !== undefined && image.prediction !== null;
   $("probabilities").replaceChildren(known ? html("p", {}, `Predicted ${image.prediction}`, image.label !== undefined && image.label !== null ? `, labelled ${image.label}` : "", ".") : missing("No prediction was recorded."),
     html("div", { class: "bars" }, (image.probabilities ?? []).slice(0, 5).flatMap(([name, p]) => [html("span", {}, name), html("i", { style: `width:${100 * p}%` }), html("span", {}, `${(100 * p).toFixed(1)} %`)])));
@@ -1043,7 +1095,7 @@ function buildTable() {
     const line = lineOf(node), cell = (content, name) => html("td", { class: name }, content), from = node.parents.map((p) => html("a", { href: `#node-${p.id}` }, `#${p.id}`));
     return html("tr", {}, cell(html("a", { href: `#node-${node.id}` }, `#${node.id}`), "right"), html("th", { scope: "row" }, titleOf(node)), cell(scopes[node.scope].path || scopes[node.scope].label), cell(shapeOf(node.shape)), cell(node.dtype),
       cell(from.length ? listed(from) : "–"), cell(node.saved_bytes ? bytes(node.saved_bytes) : "–", "right"), cell(node.forward_us === null || node.forward_us === undefined ? "–" : microseconds(node.forward_us), "right"),
-      cell(node.backward_us === null || node.backward_us === undefined ? "–" : microseconds(node.backward_us), "right"), cell(Number.isFinite(node.passed) ? node.passed : "–", "right"), cell(node.flags.join(", ") || "–", node.flags.length ? "flagged" : null), cell(line ? lineName(line) : "–"));
+      cell(node.kind === "leaf" || node.backward_us === null || node.backward_us === undefined ? "–" : microseconds(node.backward_us), "right"), cell(Number.isFinite(node.passed) ? node.passed : "–", "right"), cell(node.flags.join(", ") || "–", node.flags.length ? "flagged" : null), cell(line ? lineName(line) : "–"));
   };
   $("view-table").replaceChildren(html("table", { class: "tape-table" }, html("caption", {}, `The tape in the order of its creation, ${plural(nodes.length, "node")}. The column “step” is the node’s place in the backward sweep, “keeps” the bytes it keeps for it. A dash: nothing, or not recorded.`),
     html("thead", {}, html("tr", {}, head.map((t) => html("th", { scope: "col" }, t)))), html("tbody", {}, nodes.map(row))));
@@ -1105,7 +1157,7 @@ function exportSvg() {
   const inline = (from, to) => {
     const style = getComputedStyle(from);
     for (const name of INLINED) to.style.setProperty(name, style.getPropertyValue(name));
-    for (const name of ["class", "tabindex", "role", "data-key", "aria-current", "aria-expanded"]) to.removeAttribute(name);
+    for (const name of ["class", "tabindex", "role", "data-key", "aria-current", "aria-expanded", "display"]) to.removeAttribute(name);
     [...from.children].forEach((child, i) => inline(child, to.children[i]));
   };
   inline(viewport, copy);
@@ -1148,6 +1200,7 @@ function route() {
   const exists = kind === "node" ? nodes[id] : kind === "scope" ? scopes[id] && id !== "0" && !shown[id].flat : null;
   const view = ["attention", "table"].includes(hash) ? hash : "graph", changed = document.body.dataset.view !== view;
   document.body.dataset.view = view;
+  $("dock").hidden = view !== "graph";
   for (const name of ["graph", "attention", "table"]) $(`view-${name}`).hidden = name !== view;
   for (const link of document.querySelectorAll("nav a")) {
     if (link.hash === `#${view}`) link.setAttribute("aria-current", "page");
@@ -1229,11 +1282,11 @@ function listen() {
   addEventListener("keydown", onKey);
   addEventListener("hashchange", route);
   prefersDark.addEventListener("change", () => setTheme());
-  let width = stage.clientWidth;
   new ResizeObserver(() => { // keep the middle in the middle
-    if (!stage.clientWidth) return;
-    if (width) state.view.x += (stage.clientWidth - width) / 2;
-    width = stage.clientWidth;
+    if (!stage.clientWidth) return; // another view is shown
+    const before = sizes.W;
+    measureStage();
+    if (before) state.view.x += (sizes.W - before) / 2;
     applyView();
   }).observe(stage);
 }
@@ -1260,7 +1313,7 @@ drawMemory();
 showPanel(null);
 draw();
 goStep(0, false);
-fit(0.72);
+fit(0.88);
 listen();
 route();
 root.dataset.ready = performance.now().toFixed(0); // for the tests: milliseconds to here
