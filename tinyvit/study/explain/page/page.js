@@ -329,7 +329,7 @@ function drawItem(box) {
   if (isGroup && !box.open) g.append(svg("rect", { class: "stack", x: 4, y: 4, width: box.w, height: box.h, rx: 6 }));
   g.append(svg("rect", { class: "halo", x: -4, y: -4, width: box.w + 8, height: box.h + 8, rx: 9 }),
     svg("rect", { class: "box", width: box.w, height: box.h, rx: 6 }));
-  const parts = { box, g, name: kind };
+  const parts = { box, g, name: g.getAttribute("class") };
   if (isGroup) drawScope(box, parts);
   else drawNode(box, parts);
   if (flags.length) {
@@ -357,7 +357,7 @@ function drawNode(box, parts) {
   });
   if (node.arrivals.length > 1) { // used several times: its gradients add here
     parts.sumText = svg("text", { x: 0, y: 4 }, `⊕ 0/${node.arrivals.length}`);
-    parts.sum = svg("g", { class: "sum", transform: `translate(${w / 2} ${box.h})` },
+    parts.sum = svg("g", { class: "sum", transform: `translate(${w - 30} ${box.h})` }, // beside the edge that leaves in the middle
       svg("title", {}, `used ${node.arrivals.length} times: its gradients add`), svg("rect", { x: -19, y: -8, width: 38, height: 16, rx: 8 }), parts.sumText);
     g.append(parts.sum);
   }
