@@ -152,8 +152,15 @@ def step_of(node):
     return 1 + next(i for i, event in enumerate(DATA["sweep"]) if event["node"] == node)
 
 
-@pytest.mark.parametrize("name", ["vit", "three"])
-@pytest.mark.parametrize("look", [{"color_scheme": "dark"}, {"width": 360, "height": 740}], ids=["dark", "narrow"])
+@pytest.mark.parametrize(
+    ("name", "look"),
+    [
+        ("vit", {"color_scheme": "dark"}),
+        ("vit", {"width": 360, "height": 740}),
+        ("three", {"width": 360, "height": 740}),
+    ],
+    ids=["dark", "narrow", "narrow-three"],
+)
 def test_every_view_opens_without_a_complaint_and_fits_its_width(visit, name, look):
     page = visit(name, **look)
     for view in ("graph", "attention", "table"):
@@ -406,6 +413,7 @@ def test_the_table_is_the_whole_tape_as_text(visit):
     assert "Skip to the tape as a table" in page.evaluate("document.activeElement.textContent")
     page.keyboard.press("Enter")
     rows = page.locator("#view-table tbody tr")
+    rows.first.wait_for()
     assert rows.count() == len(DATA["nodes"])
     assert "multi_head_attention" in rows.nth(15).inner_text()
     assert "tinyvit/layers/encoder.py:83" in rows.nth(15).inner_text()
@@ -485,6 +493,18 @@ def test_what_is_not_known_is_said(visit):
     assert "⊕ 2/2" in card(page, "node-0").locator(".sum").inner_html()
     page.click("nav a[href='#attention']")
     assert "No attention was recorded" in page.locator("#view-attention").inner_text()
+
+
+def test_a_long_script_without_layers_is_cut_into_parts(visit, files):
+    data = three_ops()
+    for id in range(5, 1000):
+        data["nodes"].append(data["nodes"][4] | {"id": id, "parents": [{"id": id - 1, "argument": "a"}]})
+    (files / "long.html").write_text(assembled(data), encoding="utf-8")
+    page = visit("long", "#node-700")
+    assert len(keys(page)) < 80
+    assert "selected" in classes(page, "node-700")
+    page.keyboard.press("Escape")
+    assert page.locator("#graph .closed").first.get_attribute("aria-label").startswith("#0 to #32, 31 ops")
 
 
 def test_a_tape_without_a_sweep_says_so(visit, files):

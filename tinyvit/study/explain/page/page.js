@@ -114,14 +114,27 @@ for (const group of [...shown].sort((a, b) => depthOf(b.index) - depthOf(a.index
     group.flat = only;
   } else up.scopes.push(group.index);
 }
+// A long script has no layers: hundreds of nodes side by side become parts of consecutive ones.
+const CROWD = 150;
+for (const group of [...shown]) {
+  if (group.nodes.length <= CROWD) continue;
+  const size = Math.ceil(Math.sqrt(group.nodes.length)), crowd = group.nodes;
+  group.nodes = [];
+  for (let i = 0; i < crowd.length; i += size) {
+    const part = crowd.slice(i, i + size), index = scopes.length, all = part.flatMap((node) => [...node.tags, node]);
+    scopes.push({ path: "", type: "", label: `#${part[0].id} to #${part.at(-1).id}`, parent: group.index });
+    shown.push({ index, parent: group.index, nodes: part, scopes: [], all });
+    group.scopes.push(index);
+  }
+}
 for (const group of shown) for (const node of group.nodes) if (!group.flat) node.home = group.index;
 for (const group of shown) {
-  group.first = Math.min(...group.all.map((node) => node.id));
+  group.first = group.all.reduce((first, node) => Math.min(first, node.id), Infinity);
   group.saved = group.all.reduce((sum, node) => sum + node.saved_bytes, 0);
   group.ops = group.all.filter((node) => node.kind === "op").length;
   group.flags = new Set(group.all.flatMap((node) => node.flags));
 }
-const mostSaved = Math.max(1, ...nodes.map((node) => node.saved_bytes));
+const mostSaved = nodes.reduce((most, node) => Math.max(most, node.saved_bytes), 1);
 const flaggedNodes = nodes.filter((node) => node.flags.length);
 
 // The sweep, turned round: when is a node passed, and when does each gradient arrive at it?
@@ -317,7 +330,7 @@ function describe(box) {
       node.saved_bytes ? `keeps ${bytes(node.saved_bytes)}` : "", ...node.flags].filter(Boolean).join(", ");
   }
   const text = scopeText(box.scope);
-  return [`${text.label} ${text.type}`, text.facts, ...shown[box.scope].flags].join(", ");
+  return [`${text.label} ${text.type}`.trim(), text.facts, ...shown[box.scope].flags].join(", ");
 }
 
 function drawItem(box) {
@@ -357,19 +370,21 @@ function drawNode(box, parts) {
   });
   if (node.arrivals.length > 1) { // used several times: its gradients add here
     parts.sumText = svg("text", { x: 0, y: 4 }, `⊕ 0/${node.arrivals.length}`);
-    parts.sum = svg("g", { class: "sum", transform: `translate(${w - 30} ${box.h})` }, // beside the edge that leaves in the middle
+    parts.sum = svg("g", { class: "sum", transform: `translate(${w - 30} ${box.h + 3})` }, // beside the edge that leaves in the middle
       svg("title", {}, `used ${node.arrivals.length} times: its gradients add`), svg("rect", { x: -19, y: -8, width: 38, height: 16, rx: 8 }), parts.sumText);
     g.append(parts.sum);
   }
 }
 
 function drawScope(box, parts) {
-  const { g } = parts, text = scopeText(box.scope), y = box.open ? 17 : 19;
+  const text = scopeText(box.scope), y = box.open ? 17 : 19;
+  let { g } = parts;
+  if (box.open) g = parts.title = svg("g", { class: "group title", transform: g.getAttribute("transform") }); // over the edges
   g.append(svg("text", { class: "toggle", x: 9, y: y - 0.5 }, box.open ? "▾" : "▸"),
     svg("text", { class: "name", x: 22, y }, svg("tspan", { class: "alias" }, text.label), text.type ? svg("tspan", { class: "op", dx: 6 }, text.type) : ""));
   if (!box.open) g.append(svg("text", { class: "shape", x: 22, y: 36 }, text.facts));
   parts.progress = svg("rect", { class: "progress", x: 1, y: box.open ? HEADER - 3 : box.h - 3.5, width: 0, height: box.open ? 2 : 3 });
-  g.append(parts.progress);
+  parts.g.append(parts.progress);
 }
 
 function marker(id, name) {
@@ -386,7 +401,7 @@ function draw() {
   drawnEdges = plan.segments.map((segment) => ({ segment, name: "edge", box: around(segment.points), path: svg("path", { class: "edge", d: curve(segment.points), "marker-end": segment.to === "out" ? null : "url(#arrow)" }) }));
   flowLayer = svg("g", { class: "flow" });
   viewport = svg("g", { id: "viewport" }, svg("g", {}, items.filter((i) => i.box.open).map((i) => i.g)),
-    svg("g", {}, drawnEdges.map((edge) => edge.path)), flowLayer, svg("g", {}, items.filter((i) => !i.box.open).map((i) => i.g)));
+    svg("g", {}, drawnEdges.map((edge) => edge.path)), flowLayer, svg("g", {}, items.map((i) => i.title)), svg("g", {}, items.filter((i) => !i.box.open).map((i) => i.g)));
   graph.replaceChildren(svg("defs", {}, marker("arrow", "arrow"), marker("arrow-grad", "arrow-grad")), viewport);
   markSelected();
   paintStep();
@@ -413,7 +428,10 @@ function hideOutside() {
     if (out) element.setAttribute("display", "none");
     else element.removeAttribute("display");
   };
-  for (const item of drawn.values()) update(item, item.g, item.box);
+  for (const item of drawn.values()) {
+    update(item, item.g, item.box);
+    if (item.title) update(item.title, item.title, item.box);
+  }
   for (const edge of drawnEdges) update(edge, edge.path, edge.box);
 }
 const setView = (x, y, k) => { state.view = { x, y, k }; applyView(); };
@@ -681,7 +699,7 @@ function paintStep() {
 }
 
 function nodeLink(id) {
-  return html("a", { href: `#node-${id}` }, `${nodes[id].kind === "leaf" ? titleOf(nodes[id]) : titleOf(nodes[id])} #${id}`);
+  return html("a", { href: `#node-${id}` }, `${titleOf(nodes[id])} #${id}`);
 }
 
 const listed = (parts) => parts.flatMap((part, i) => (i === 0 ? [part] : [i === parts.length - 1 ? " and " : ", ", part]));
@@ -691,7 +709,8 @@ function story(step) {
   if (step === 0) return ["Before the sweep: the forward pass is done. Play, or step, to hand the gradients back."];
   const event = sweep[step - 1], node = nodes[event.node];
   const said = [html("b", {}, nodeLink(event.node)), " "];
-  const gift = (g) => [html("span", {}, g.argument ? `${g.argument}: ` : ""), nodeLink(g.to), g.adds ? html("span", { class: "adds" }, " ⊕ adds to what is there") : ""];
+  const own = (g) => nodes[g.to].kind === "leaf" && shortName(nodes[g.to]) === g.argument; // weight: blocks.0.mlp.fc1.weight
+  const gift = (g) => [own(g) ? html("a", { href: `#node-${g.to}` }, `${g.argument} #${g.to}`) : [g.argument ? `${g.argument}: ` : "", nodeLink(g.to)], g.adds ? html("span", { class: "adds" }, " ⊕ adds to what is there") : ""];
   if (node.kind === "leaf") said.push("keeps its gradient: the way down ends here.");
   else if (!event.gives.length) said.push("hands on no gradient.");
   else said.push("hands its gradient to ", ...listed(event.gives.map(gift)), ".");
@@ -705,7 +724,7 @@ function goStep(step, follow = true) {
   paintStep();
   const event = sweep[state.step - 1];
   if (event && follow && document.body.dataset.view === "graph") bringIntoView(visibleKey(nodes[event.node]));
-  else paintOverview();
+  paintOverview();
   const scrub = $("scrub");
   scrub.value = state.step;
   $("count").textContent = `${state.step} of ${sweep.length}`;
@@ -993,7 +1012,7 @@ function buildAttention() {
     html("section", { class: "layer", "aria-label": `Layer ${l + 1}` }, html("h4", {}, `Layer ${l + 1}`), Array.from({ length: a.heads }, (_, h) => {
       const canvas = html("canvas", { role: "img" }), most = html("span", {});
       look.maps.push({ canvas, most, name: `layer ${l + 1} head ${h + 1}` });
-      return html("figure", {}, canvas, html("figcaption", {}, `head ${h + 1} `, most));
+      return html("figure", {}, canvas, html("figcaption", {}, `head ${h + 1} · `, most));
     }))));
   view.replaceChildren(html("div", { class: "attention" },
     html("div", {}, html("h2", {}, "Where each patch looks"),
