@@ -253,7 +253,7 @@ def test_non_finite_numbers_and_zero_gradients_stand_out(visit):
     assert page.locator("#totals .flagged").inner_text().strip(" ·") == "2 flagged"
     page.locator("#panel").get_by_role("link", name="gelu #26").first.click()
     assert "inf in value" in page.locator("#panel .flags").inner_text()
-    assert "3 numbers not finite" in page.locator("#panel").inner_text()
+    assert "3 of 320 numbers not finite" in page.locator("#panel").inner_text()
     assert "flagged" in classes(page, "node-26")
     assert "inf in value" in card(page, "node-26").get_attribute("aria-label")
 
@@ -491,6 +491,7 @@ def test_what_is_not_known_is_said(visit):
         assert sentence in text
     step_to(page, 3)
     assert "⊕ 2/2" in card(page, "node-0").locator(".sum").inner_html()
+    assert card(page, "node-4").locator(".sum").count() == 0
     page.click("nav a[href='#attention']")
     assert "No attention was recorded" in page.locator("#view-attention").inner_text()
 
@@ -505,6 +506,24 @@ def test_a_long_script_without_layers_is_cut_into_parts(visit, files):
     assert "selected" in classes(page, "node-700")
     page.keyboard.press("Escape")
     assert page.locator("#graph .closed").first.get_attribute("aria-label").startswith("#0 to #32, 31 ops")
+
+
+def test_the_parts_of_a_split_are_put_in_place_not_added(visit, files):
+    data = three_ops()
+    whole, part = data["nodes"][2], {"kind": "part", "op": "split", "parents": [{"id": 2, "argument": ""}]}
+    whole |= {"op": "split", "shape": [[2], [3]], "value": None, "gradient": None}
+    data["nodes"][3:] = [
+        data["nodes"][4] | part | {"id": 3, "shape": [2]},
+        data["nodes"][4] | part | {"id": 4, "shape": [3]},
+    ]
+    gives = [{"to": 2, "argument": "", "adds": False}]
+    data["sweep"] = [{"node": node, "gives": gives, "freed": 0, "memory": 0} for node in (4, 3)] + data["sweep"][2:]
+    (files / "split.html").write_text(assembled(data), encoding="utf-8")
+    page = visit("split", "#node-2")
+    text = page.locator("#panel").inner_text()
+    assert "2-vector and 3-vector, 5 numbers" in text
+    assert "part of split #3 and part of split #4, each in its own place" in text
+    assert card(page, "node-2").locator(".sum").count() == 0
 
 
 def test_a_tape_without_a_sweep_says_so(visit, files):

@@ -141,7 +141,10 @@ const flaggedNodes = nodes.filter((node) => node.flags.length);
 for (const node of nodes) Object.assign(node, { passed: Infinity, arrivals: [] });
 sweep.forEach((event, index) => {
   nodes[event.node].passed = index + 1;
-  for (const gift of event.gives) nodes[gift.to].arrivals.push(index + 1);
+  for (const gift of event.gives) {
+    nodes[gift.to].arrivals.push(index + 1);
+    nodes[gift.to].sums ||= gift.adds; // the parts of a split arrive several times too, each in its own place
+  }
 });
 if (sweep.length) nodes[sweep[0].node].arrivals.unshift(0); // the loss has its gradient, 1, from the start
 // Progress counts ops: leaves were made first, so their turn comes at the very end.
@@ -368,7 +371,7 @@ function drawNode(box, parts) {
     g.append(tag);
     return { leaf, g: tag, name: tag.getAttribute("class") };
   });
-  if (node.arrivals.length > 1) { // used several times: its gradients add here
+  if (node.sums) { // used several times: its gradients add here
     parts.sumText = svg("text", { x: 0, y: 4 }, `⊕ 0/${node.arrivals.length}`);
     parts.sum = svg("g", { class: "sum", transform: `translate(${w - 30} ${box.h + 3})` }, // beside the edge that leaves in the middle
       svg("title", {}, `used ${node.arrivals.length} times: its gradients add`), svg("rect", { x: -19, y: -8, width: 38, height: 16, rx: 8 }), parts.sumText);
@@ -494,7 +497,8 @@ function paintOverview() {
   }
   pen.strokeStyle = overviewColours.accent;
   pen.lineWidth = 1.5 / scale;
-  pen.strokeRect(-x / k, -y / k, W / k, H / k);
+  const left = Math.max(0, -x / k), top = Math.max(0, -y / k);
+  pen.strokeRect(left, top, Math.min(plan.w, (W - x) / k) - left, Math.min(plan.h, (H - y) / k) - top);
 }
 // Canvases know no light-dark(); the colours are read once a theme from an element that does.
 const overviewColours = {};
@@ -834,7 +838,7 @@ function valueBlock(value, absent, isGradient = false) {
   const stat = (name, x) => [`${name} `, html("b", {}, x), "  "];
   const stats = value.size > 1 && html("p", { class: "stats" }, stat("min", number(value.min)), stat("max", number(value.max)), stat("mean", number(value.mean)), stat("std", number(value.std)),
     stat("norm", number(value.norm)), value.zeros ? stat("zeros", `${(100 * value.zeros).toFixed(value.zeros < 0.1 ? 1 : 0)} %`) : "",
-    value.nonfinite ? html("b", { class: "flagged" }, `${plural(value.nonfinite, "number")} not finite`) : "");
+    value.nonfinite ? html("b", { class: "flagged" }, `${value.nonfinite.toLocaleString("en")} of ${plural(value.size, "number")} not finite`) : "");
   const numbers = value.numbers === undefined || value.numbers === null ? null : numberTable(value.numbers, "");
   return [numbers, !numbers || value.size > 16 ? histogram(value, isGradient) : "", stats];
 }
@@ -866,7 +870,7 @@ function sweepBlock(node) {
   const from = node.users.filter((u) => Number.isFinite(nodes[u.id].passed)).map((u) => nodeLink(u.id));
   const given = event.gives.map((g) => [g.argument ? html("code", {}, `${g.argument} `) : "", nodeLink(g.to), g.adds ? html("b", {}, " ⊕ added to what is there") : ""]);
   return [html("p", {}, html("button", { type: "button", onclick: () => { play(false); goStep(node.passed); } }, `Go to step ${node.passed} of ${sweep.length}`)),
-    html("p", {}, from.length ? ["Its gradient comes from ", ...listed(from), from.length > 1 ? ": a sum." : "."] : "It starts with a gradient of one."),
+    html("p", {}, from.length ? ["Its gradient comes from ", ...listed(from), from.length > 1 ? (node.sums ? ": a sum." : ", each in its own place.") : "."] : "It starts with a gradient of one."),
     given.length ? html("p", {}, "It gives to ", ...listed(given), ".") : node.kind === "leaf" ? html("p", {}, "The gradient is kept here.") : "",
     event.freed ? html("p", {}, `Then ${bytes(event.freed)} are freed.`) : ""];
 }
