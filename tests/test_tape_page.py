@@ -5,7 +5,7 @@ One browser serves the whole file. Where Chromium or playwright is missing the t
 
 import base64
 import copy
-import html
+import importlib
 import json
 import re
 import shutil
@@ -16,9 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tinyvit as tv
+from tinyvit import cli
+
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright, which drives the browser, is not installed")
 
-PAGE = Path(__file__).parents[1] / "tinyvit" / "study" / "explain" / "page"
+assembled = importlib.import_module("tinyvit.study.explain.document").assembled
 DATA = json.loads(Path(__file__).with_name("tape_page.json").read_text(encoding="utf-8"))
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
@@ -33,19 +36,6 @@ FLAGS = [
 ]
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
-
-
-def assembled(data):
-    """The page as one file: what the Python side does with the folder `page/`."""
-    parts = {
-        "{{title}}": html.escape(data["title"]),
-        "/*{{page.css}}*/": (PAGE / "page.css").read_text(encoding="utf-8"),
-        "/*{{vendor}}*/": "\n".join(p.read_text(encoding="utf-8") for p in sorted(PAGE.glob("vendor/*.js"))),
-        "/*{{page.js}}*/": (PAGE / "page.js").read_text(encoding="utf-8"),
-        "{{data}}": json.dumps(data, ensure_ascii=False).replace("</", "<\\/"),
-    }
-    page = (PAGE / "page.html").read_text(encoding="utf-8")
-    return re.sub("|".join(map(re.escape, parts)), lambda found: parts[found[0]], page)
 
 
 def three_ops():
@@ -588,3 +578,47 @@ def deepened(data, layers):
         gives = [{"to": p["id"], "argument": p["argument"], "adds": False} for p in n["parents"]]
         sweep.append({"node": n["id"], "gives": gives, "freed": n["saved_bytes"], "memory": 0})
     return data | {"sweep": sweep, "memory": [], "totals": {}}
+
+
+# ------------------------------------------------------------------------------------------------- real computations
+
+
+def five_ops(folder):
+    rng = np.random.default_rng(0)
+    x, w = (tv.tensor(rng.standard_normal(shape), requires_grad=True) for shape in ((2, 3), (3, 2)))
+    with tv.study.watch():
+        loss = (tv.ops.tanh(x @ w) * 2 + 1).mean()
+    tv.study.explain(loss, folder / "page.html")
+
+
+def one_head(folder):
+    rng = np.random.default_rng(0)
+    q, k, v = (tv.tensor(rng.standard_normal((5, 8)), requires_grad=True) for _ in range(3))
+    with tv.study.watch():
+        loss = (tv.ops.softmax(q @ k.T / 8**0.5, axis=-1) @ v).var()
+    tv.study.explain(loss, folder / "page.html")
+
+
+def digits_after_training(folder):
+    assert cli.main(["train", "--epochs", "2", "--out", str(folder / "run"), "--set", "training.warmup_epochs=1"]) == 0
+    assert cli.main(["explain", "--run", str(folder / "run"), "--out", str(folder / "page.html"), "--images", "2"]) == 0
+
+
+@pytest.mark.parametrize(("compute", "ops"), [(five_ops, 5), (one_head, 6), pytest.param(digits_after_training, 44, marks=pytest.mark.slow)])
+def test_a_real_tape_opens_every_node_and_plays_to_its_end(browser, visit, files, tmp_path, compute, ops):
+    compute(tmp_path)
+    shutil.copy(tmp_path / "page.html", files / f"{compute.__name__}.html")
+    page = visit(compute.__name__)
+    assert page.locator("#totals").inner_text().startswith(f"{ops} ops")
+    tape = json.loads(page.locator("#tape").text_content())
+    steps = len(tape["sweep"])
+    for node in tape["nodes"]:
+        page.evaluate(f"location.hash = 'node-{node['id']}'")
+        page.wait_for_function(f"document.getElementById('panel').textContent.includes('#{node['id']}')")
+        if node["kind"] == "op":
+            code = page.locator("#panel pre").all_inner_texts()
+            assert any(rule["code"].strip()[:20] in text for text in code for rule in tape["ops"][node["op"]]["rules"])
+    for step in range(steps + 1):
+        step_to(page, step)
+    assert page.locator("#count").inner_text() == f"{steps} of {steps}"
+    assert tape["sweep"][-1]["memory"] == tape["memory"][-1]["bytes"]

@@ -26,6 +26,7 @@ from tinyvit.training.checkpoint import write_atomically
 
 VERSION = 1
 FILES = Path(__file__).parent / "page"
+SCRIPTS = ("helpers", "model", "layout", "drawing", "sweep", "panel", "attention", "finding", "routes")  # in this order
 
 
 @dataclass(frozen=True)
@@ -332,12 +333,12 @@ def write(data: dict[str, Any], out: str | Path) -> Page:
 
 
 def assembled(data: dict[str, Any]) -> str:
-    """The HTML file: page.html with its styles, its code, what it borrows from others, and the facts."""
+    """The HTML file: page.html with its styles, its scripts, what it borrows from others, and the facts."""
     parts = {
         "{{title}}": html.escape(data["title"]),
         "/*{{page.css}}*/": _read("page.css"),
         "/*{{vendor}}*/": "\n".join(path.read_text(encoding="utf-8") for path in sorted(FILES.glob("vendor/*.js"))),
-        "/*{{page.js}}*/": _read("page.js"),
+        "/*{{script}}*/": "\n".join(_read(f"script/{name}.js") for name in SCRIPTS),
         "{{data}}": as_json(data),
     }
     pattern = "|".join(map(re.escape, parts))
@@ -351,5 +352,4 @@ def as_json(data: dict[str, Any]) -> str:
 
 
 def _read(name: str) -> str:
-    path = FILES / name
-    return path.read_text(encoding="utf-8") if path.exists() else ""
+    return (FILES / name).read_text(encoding="utf-8")
