@@ -189,7 +189,7 @@ def wrong_pytest(arguments):
     for flag, value in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
         if flag == "-m":
             yield from (f"there is no marker {word!r}" for word in re.findall(r"\w+", value) if word not in known)
-        elif flag.startswith("--"):
+        elif flag.startswith("--") and flag != "--dist":  # pytest-xdist's
             yield from wrong_flag(flag.split("=")[0], [(ROOT / "tinyvit_pytest.py").read_text("utf-8")])
 
 
