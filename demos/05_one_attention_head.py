@@ -40,20 +40,21 @@ def by_hand() -> dict[str, np.ndarray]:
     return g
 
 
-def by_the_tape() -> dict[str, np.ndarray]:
-    """The forward formulas alone; the gradients of all that was computed on the way."""
+def by_the_tape() -> tuple[dict[str, np.ndarray], tv.Tensor]:
+    """The forward formulas alone; the gradients of all that was computed on the way, and a loss whose ∂L/∂O′ is gy."""
     x, w_q, w_k, w_v, w_o = (tv.tensor(a, requires_grad=True) for a in (X, W_Q, W_K, W_V, W_O))
     q, k, v = x @ w_q.T, x @ w_k.T, x @ w_v.T
     s = q @ k.T / np.sqrt(d_k)
     a = tv.ops.softmax(s)
     o = a @ v
     wanted = {"W_O": w_o, "O": o, "V": v, "A": a, "S": s, "Q": q, "K": k, "W_Q": w_q, "W_K": w_k, "W_V": w_v, "X": x}
-    found = tv.grad(o @ w_o.T, list(wanted.values()), gy)
-    return {name: g.numpy() for name, g in zip(wanted, found, strict=True)}
+    loss = (o @ w_o.T * gy).sum()
+    found = tv.grad(loss, list(wanted.values()), retain_graph=True)
+    return {name: g.numpy() for name, g in zip(wanted, found, strict=True)}, loss
 
 
-def main() -> None:
-    hand, tape = by_hand(), by_the_tape()
+def main() -> tv.Tensor:
+    hand, (tape, loss) = by_hand(), by_the_tape()
     for name, expected in hand.items():
         assert np.abs(tape[name] - expected).max() < 1e-12 * np.abs(expected).max()
         print(f"∂L/∂{name:<3} {expected.shape!s:<7} by hand and by the tape: equal to 12 digits")
@@ -67,7 +68,8 @@ def main() -> None:
     share = np.linalg.norm(through_v - hand["X"]) / np.linalg.norm(hand["X"])
     print(f"erratum 14: with A taken for a constant, ∂L/∂X = ∂L/∂V·W_V, off by {share:.0%} of its length here")
     assert share > 0.1
+    return loss
 
 
 if __name__ == "__main__":
-    main()
+    loss = main()  # `tinyvit explain --script` shows it

@@ -13,7 +13,10 @@ import tinyvit as tv
 
 
 def newton() -> None:
-    """Rosenbrock's valley (1 − x)² + 100(y − x²)², whose minimum is at (1, 1): a Newton step solves H·d = −g."""
+    """Rosenbrock's valley (1 − x)² + 100(y − x²)², whose minimum is at (1, 1): a Newton step solves H·d = −g.
+
+    Newton's method seeks a flat place, and f may rise on the way, as it does in the third step.
+    """
     place = np.array([-1.2, 1.0])
     for step in range(1, 7):
         x = tv.tensor(place, requires_grad=True)

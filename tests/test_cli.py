@@ -583,12 +583,15 @@ ERRORS = [
     (
         ["explain", "--script", "nothing.py"],
         3,
-        r"nothing\.py has nothing to explain: neither a global Tensor `loss` nor",
+        r"nothing\.py has nothing to explain: name its result `loss`",
     ),
     (["explain", "--script", "vector.py"], 3, r"the global `loss` of vector\.py: .* has the shape \(2,\)"),
     (["explain", "--script", "constant.py"], 3, r"the global `loss` of constant\.py: this Tensor has no tape"),
     (["explain", "--script", "twice.py"], 3, r"twice\.py, line 2: RuntimeError: a recording is open already"),
-    (["explain", "--script", "raises.py", "--step", "0"], 3, "--step is 0; the first backward\\(\\) is 1"),
+    (["explain", "--script", "raises.py", "--step", "0"], 2, "--step is 0; the first backward\\(\\) is 1"),
+    (["explain", "--script", "raises.py", "--images", "3"], 2, "--images and --image are for a model or a run"),
+    (["explain", "--run", "RUN", "--seed", "3"], 2, "--seed is for fresh weights"),
+    (["explain", "--out", "."], 3, r"the page cannot be written to \.: it is a folder"),
     (["explain", "--script", "nothing.py", "--step", "2"], 3, "called backward.* 0 times, so there is no step 2"),
     (["train", "--data", "digit"], 3, "unknown dataset 'digit': did you mean 'digits'"),
     (["train", "--data", "nowhere.npz"], 3, r"nowhere\.npz does not exist"),
@@ -729,3 +732,18 @@ def test_a_reader_that_stops_early_is_no_error(cwd):
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert done.returncode in (0, 141)  # 0 where the table was written before the reader left
     assert done.stderr == ""
+
+
+def test_a_script_whose_result_has_several_numbers_is_explained_for_the_gradient_it_was_given(tinyvit, tmp_path):
+    script = tmp_path / "several.py"
+    script.write_text(
+        "import numpy as np, tinyvit as tv\n"
+        "x = tv.tensor(np.array([1.0, 2.0]), requires_grad=True)\n"
+        "(x * x).backward(np.array([1.0, 10.0]))\n"
+        "assert x.grad.tolist() == [2.0, 40.0]\n"
+    )
+    code, _, err = tinyvit("explain", "--script", str(script), "--out", str(tmp_path / "page.html"))
+    assert (code, err) == (0, "")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="tape">(.*?)</script>', page, re.DOTALL)[1])
+    assert data["nodes"][0]["gradient"]["numbers"] == [2.0, 40.0]

@@ -834,7 +834,7 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
         tv.study.explain(leaf(1.0).sum(), page)
     assert page.read_text() == "old"
     monkeypatch.undo()
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(OSError, match="it is a folder"):
         tv.study.explain(leaf(1.0).sum(), tmp_path)
 
 
@@ -915,3 +915,33 @@ def test_graphviz_draws_the_graph():
     text = tv.study.tape(loss).to_dot()
     drawn = subprocess.run(["dot", "-Tsvg"], input=text, capture_output=True, text=True, check=True).stdout
     assert drawn.count('class="node"') == len(tv.study.tape(loss).nodes)
+
+
+def test_what_is_passed_back_adds_up_to_each_gradient():
+    """A gradient is explained by its parts: each use of a value, broadcast or not, and each result of a split."""
+    rng = np.random.default_rng(5)
+    x, b = (tv.tensor(rng.standard_normal(shape), requires_grad=True) for shape in ((2, 4), (4,)))
+    left, right = tv.ops.split(x * x + b, 2, axis=1)
+    loss = (tv.ops.exp(left) * right + b[:2] * x[:, 1:3]).sum()
+    data = facts(loss)
+    parts = {}
+    for step in data["sweep"]:
+        for gift in step["gives"]:
+            parts.setdefault(gift["to"], []).append(gift["value"])
+    several = 0
+    for node in data["nodes"][:-1]:
+        if node["op"] == "split" and node["kind"] == "op":
+            continue  # its parts lie beside one another
+        total = sum(np.array(part["numbers"]) for part in parts[node["id"]])
+        np.testing.assert_allclose(total, node["gradient"]["numbers"], rtol=1e-12)
+        several += len(parts[node["id"]]) > 1
+    assert several == 2
+
+
+def test_a_rule_that_is_overheard_is_itself_again_afterwards():
+    before = tv.engine.Primitive.pull_back
+    broken = tv.primitive(lambda xp, x: x * 1.0)
+    broken.gradients(x=lambda F, gy: None)
+    with pytest.raises(tv.TapeError):
+        facts(broken(leaf(1.0)).sum())
+    assert tv.engine.Primitive.pull_back is before

@@ -604,7 +604,9 @@ def digits_after_training(folder):
     assert cli.main(["explain", "--run", str(folder / "run"), "--out", str(folder / "page.html"), "--images", "2"]) == 0
 
 
-@pytest.mark.parametrize(("compute", "ops"), [(five_ops, 5), (one_head, 6), pytest.param(digits_after_training, 44, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("compute", "ops"), [(five_ops, 5), (one_head, 6), pytest.param(digits_after_training, 44, marks=pytest.mark.slow)]
+)
 def test_a_real_tape_opens_every_node_and_plays_to_its_end(browser, visit, files, tmp_path, compute, ops):
     compute(tmp_path)
     shutil.copy(tmp_path / "page.html", files / f"{compute.__name__}.html")

@@ -144,13 +144,22 @@ def _parser() -> argparse.ArgumentParser:
 
     page = command("explain", _explain, "write a page that shows a tape and how its gradients are made, node by node")
     what = page.add_mutually_exclusive_group()
-    what.add_argument("--model", metavar="NAME|CONFIG.toml", help="a model with fresh weights (the one for digits)")
+    what.add_argument(
+        "--model", metavar="NAME|CONFIG.toml", help="a model with fresh weights, head included (the one for digits)"
+    )
     what.add_argument("--run", type=Path, metavar="RUN", help="a run's folder, a model file or a checkpoint")
-    what.add_argument("--script", type=Path, metavar="FILE", help="a Python file: its global `loss` or last backward()")
-    page.add_argument("--out", type=Path, default=Path("tape.html"), metavar="FILE", help="the page (tape.html)")
+    what.add_argument(
+        "--script",
+        type=Path,
+        metavar="FILE",
+        help="a Python file, run without arguments: its global `loss`, or its last backward()",
+    )
+    page.add_argument(
+        "--out", type=Path, default=Path("tape.html"), metavar="FILE", help="the page (tape.html); its folder is made"
+    )
     page.add_argument("--images", type=int, metavar="N", help="images to show the model (4; 1 of many tokens)")
     page.add_argument("--image", type=Path, metavar="FILE", help="an image file to show it instead")
-    page.add_argument("--seed", type=int, default=0, metavar="N", help="of fresh weights and random images (0)")
+    page.add_argument("--seed", type=int, metavar="N", help="of fresh weights and random images (0)")
     page.add_argument("--step", type=int, metavar="N", help="of a script: its N-th backward(), and end it there")
     page.add_argument("--audit", action="store_true", help="audit the ops of this tape now, some seconds each")
     return parser
@@ -388,13 +397,17 @@ def _audit(options: argparse.Namespace) -> int:
 def _explain(options: argparse.Namespace) -> int:
     if options.step is not None and not options.script:
         raise ConfigError("--step is for a script: name it with --script")
+    if options.script and (options.images is not None or options.image):
+        raise ConfigError("--images and --image are for a model or a run; a script has its own")
+    if options.seed is not None and (options.script or options.run):
+        raise ConfigError("--seed is for fresh weights; a run and a script have theirs")
     images = {"images": options.images, "image": options.image, "audit": options.audit}
     if options.script:
         page, title = study.explain_script(options.script, options.out, step=options.step, audit=options.audit)
     elif options.run:
         page, title = study.explain_run(options.run, options.out, **images)
     else:
-        page, title = study.explain_fresh(options.model, options.out, seed=options.seed, **images)
+        page, title = study.explain_fresh(options.model, options.out, seed=options.seed or 0, **images)
     print(title)
     print(f"{page.path}: {page.nodes:,} nodes, {page.size / 1e6:.2f} MB; open it in a browser")
     return GOOD

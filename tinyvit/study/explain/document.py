@@ -283,9 +283,9 @@ class _Writer:
             {
                 "node": place[step.node],
                 "gives": [
-                    {"to": place[parent], "argument": argument, "adds": adds}
-                    for parent, argument, adds in step.gives
-                    if parent in reached or parent in gradients
+                    {"to": place[gift.to], "argument": gift.argument, "adds": gift.adds, "value": gift.value}
+                    for gift in step.gives
+                    if gift.to in reached or gift.to in gradients
                 ],
                 "freed": step.freed,
                 "memory": step.memory,
@@ -328,7 +328,12 @@ def write(data: dict[str, Any], out: str | Path) -> Page:
     """Put the facts into the page and the page into a file, whole or not at all."""
     out = Path(out)
     content = assembled(data).encode()
-    write_atomically(out, [content])
+    if out.is_dir():
+        raise IsADirectoryError(f"the page cannot be written to {out}: it is a folder")
+    try:
+        write_atomically(out, [content])
+    except OSError as error:  # whose own words name the file under which it is written first
+        raise OSError(f"the page cannot be written to {out}: {error.strerror or error}") from error
     return Page(out, data["totals"]["nodes"], len(content))
 
 

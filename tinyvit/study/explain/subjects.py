@@ -163,23 +163,26 @@ class _Enough(BaseException):
 def explain_script(
     path: str | Path, out: str | Path, *, step: int | None = None, audit: bool = False
 ) -> tuple[Page, str]:
-    """Run a Python file under `watch()`; explain its global `loss`, or else its last `backward()` of a single number.
+    """Run a Python file under `watch()`; explain its global `loss`, or else its last `backward()`.
+
+    Of a result of several numbers, the sum of result · gradient is explained, for the gradient that it was given.
 
     Args:
         path: the file; it runs as `python FILE` would.
         out: the page.
-        step: explain the step-th `backward()` of a single number instead, from 1, and end the script there. For
+        step: explain the step-th `backward()` instead, from 1, and end the script there. For
             training loops: each step that is watched costs several times what it would.
         audit: see `explain`.
 
     Raises:
+        ConfigError: the step is not at least 1.
         ExplainError: the file is missing or fails, or there is nothing in it to explain.
     """
     path = Path(path)
     if not path.is_file():
         raise ExplainError(f"there is no script {path}")
     if step is not None and step < 1:
-        raise ExplainError(f"--step is {step}; the first backward() is 1")
+        raise ConfigError(f"--step is {step}; the first backward() is 1")
     names: dict[str, Any] = {}
     with watch() as recording, _backward_seen(recording, path.name, step, audit) as seen:
         try:
@@ -189,13 +192,12 @@ def explain_script(
             pass
         except SystemExit as stop:
             if stop.code not in (None, 0):
-                raise ExplainError(f"{path} ended with {stop.code!r}") from stop
+                advice = "; --step N explains its N-th backward() and ends it there" if seen else ""
+                raise ExplainError(f"{path} ended with {stop.code!r}{advice}") from stop
         except Exception as error:
             raise ExplainError(_failure(path, error)) from error
         if step is not None and len(seen) < step:
-            raise ExplainError(
-                f"{path} called backward() of a single number {len(seen)} times, so there is no step {step}"
-            )
+            raise ExplainError(f"{path} called backward() {len(seen)} times, so there is no step {step}")
         data = _wanted(path, names.get("loss") if step is None else None, seen, audit)
     return write(data, out), str(data["title"])
 
@@ -210,8 +212,8 @@ def _wanted(path: Path, loss: Any, seen: list[tuple[Any, Any]], audit: bool) -> 
             raise ExplainError(f"the global `loss` of {path}: {error}") from error
     if data is None:
         raise ExplainError(
-            f"{path} has nothing to explain: neither a global Tensor `loss` nor a backward() of a single number in its "
-            "own thread (parallel_backward has others)"
+            f"{path} has nothing to explain: name its result `loss`, outside of all functions, or call backward() in "
+            "its own thread (parallel_backward has others)"
         )
     return dict(data)
 
@@ -220,17 +222,19 @@ def _wanted(path: Path, loss: Any, seen: list[tuple[Any, Any]], audit: bool) -> 
 def _backward_seen(
     recording: Recording, name: str, step: int | None, audit: bool
 ) -> Iterator[list[tuple[Any, dict[str, Any] | None]]]:
-    """Inside the block, look at the tape of each single number before `backward()` frees it; only the last is kept."""
+    """Inside the block, look at each tape before `backward()` frees it; only the last look is kept."""
     seen: list[tuple[Any, dict[str, Any] | None]] = []
     original = Tensor.backward
 
     def backward(self: Tensor, gradient: Any = None, **options: Any) -> None:
-        looked = recording.listening and self.node is not None and self.size == 1
+        looked = recording.listening and self.node is not None and (self.size == 1 or gradient is not None)
         if looked:
             seen[:] = [(None, None) for _ in seen]
             wanted = step is None or len(seen) + 1 == step
             title = f"{name}, backward() number {len(seen) + 1}"
-            seen.append((self, facts(self, title=title, audit=audit) if wanted else None))
+            with recording.pause():
+                single = self if self.size == 1 else (self * gradient).sum()
+            seen.append((self, facts(single, title=title, audit=audit) if wanted else None))
         original(self, gradient, **options)
         recording.forget_ops()
         if looked and len(seen) == step:
@@ -258,5 +262,6 @@ def _failure(path: Path, error: Exception) -> str:
     """What went wrong in a script, and on which of its lines."""
     here = [f.lineno for f in traceback.extract_tb(error.__traceback__) if os.path.basename(f.filename) == path.name]
     where = f", line {here[-1]}" if here else f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-    what = " ".join(str(error).split()) or "no message"
+    said = error.msg if isinstance(error, SyntaxError) else str(error)  # which would name the place once more
+    what = " ".join(said.split()) or "no message"
     return f"{path}{where}: {type(error).__name__}: {what}"

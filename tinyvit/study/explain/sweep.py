@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import inspect
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from tinyvit.engine.backend import namespace_of
-from tinyvit.engine.tape import Leaf, Node, Part, recording, sweep
+from tinyvit.engine.tape import Leaf, Node, Part, recording, settle, sweep
 from tinyvit.study.explain.tape import Tape, flat, memory_of
 from tinyvit.study.explain.values import described
+
+
+@dataclass
+class Gift:
+    """What a node passes back to one of its arguments: a part of that value's gradient.
+
+    Attributes:
+        to: the node of the argument.
+        argument: its name.
+        adds: whether it is added to what was there already.
+        value: the part itself, in words and numbers, summed over what was broadcast; None where the rule gave nothing.
+    """
+
+    to: Node
+    argument: str
+    adds: bool
+    value: dict[str, Any] | None = None
 
 
 @dataclass
@@ -19,14 +38,14 @@ class Step:
 
     Attributes:
         node: it, whose gradient is complete.
-        gives: (parent, argument, whether it is added to a gradient that was there already).
+        gives: what it passes back, one for each argument that carries a gradient.
         seconds: of its rule.
         freed: bytes that are let go after it.
         memory: bytes that the tape holds after it, pending gradients included.
     """
 
     node: Node
-    gives: list[tuple[Node, str, bool]]
+    gives: list[Gift]
     seconds: float
     freed: int
     memory: int
@@ -57,7 +76,7 @@ def swept(tape: Tape, keep: frozenset[int] = frozenset()) -> Backward:
     books = _Books(tape)
     given: set[Node] = {root}  # those that have been handed a gradient, and of them those that wait
     waiting: set[Node] = set()
-    with recording(False), tape.recording.pause():
+    with recording(False), tape.recording.pause(), _overheard(tape) as said:
         walk: Any = sweep([(root, seed)], set(tape.nodes), retain_graph=True)
         while True:
             began = time.perf_counter()
@@ -68,6 +87,7 @@ def swept(tape: Tape, keep: frozenset[int] = frozenset()) -> Backward:
                 last.seconds = 0.0 if isinstance(last.node, Leaf) else seconds
                 pending = inspect.getgeneratorlocals(walk)["pending"] if step else {}
                 last.memory = books.after(last.node, [pending.get(node) for node in waiting] + [step and step[1]])
+                _describe(last, said)
             if step is None:
                 return found
             node, gradient, _ = step
@@ -80,10 +100,44 @@ def swept(tape: Tape, keep: frozenset[int] = frozenset()) -> Backward:
             for argument, parent in zip(tape.arguments(node), node.parents, strict=True):
                 if parent is not None:
                     adds = parent in given and not isinstance(node, Part)  # parts lie beside one another
-                    gives.append((parent, argument, adds))
+                    gives.append(Gift(parent, argument, adds))
                     given.add(parent)
                     waiting.add(parent)
+            if isinstance(node, Part):
+                gives[0].value = found.gradients[node]
             found.steps.append(Step(node, gives, 0.0, tape.held(node), 0))
+
+
+@contextmanager
+def _overheard(tape: Tape) -> Iterator[list[tuple[Node, Any]]]:
+    """A list of what the rule that ran last gave: (parent, gradient), in the order of the arguments."""
+    said: list[tuple[Node, Any]] = []
+    kinds = {type(node.op) for node in tape.nodes if node.op is not None}
+    originals = {kind: kind.pull_back for kind in kinds}
+
+    def hearing(original: Any) -> Any:
+        def pull_back(op: Any, *arguments: Any) -> Any:
+            said[:] = original(op, *arguments)
+            return list(said)
+
+        return pull_back
+
+    try:
+        for kind, original in originals.items():
+            kind.pull_back = hearing(original)
+        yield said
+    finally:
+        for kind, original in originals.items():
+            kind.pull_back = original
+
+
+def _describe(step: Step, said: list[tuple[Node, Any]]) -> None:
+    """Put what a rule gave beside the arguments that it was for; a gradient of None is left out by rules."""
+    waiting = list(said)
+    for gift in step.gives:
+        if waiting and waiting[0][0] is gift.to:
+            gift.value = described(settle(step.node, gift.to, waiting.pop(0)[1], None))
+    said.clear()
 
 
 class _Books:

@@ -238,7 +238,7 @@ def _nodes(root: Node) -> list[Node]:
         if node.op is not None and not node.parents:
             raise TapeError(
                 f"this tape was swept already: the gradient of `{node.op.name}` was taken and its saved values are "
-                "freed; look before backward(), or pass retain_graph=True to it"
+                "freed; look before backward() or grad(), or pass retain_graph=True to it"
             )
         new = [parent for parent in dict.fromkeys(node.parents) if parent is not None and parent not in found]
         found.update(new)
