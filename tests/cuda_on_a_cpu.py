@@ -50,7 +50,7 @@ def _built(source, functions):
     if not library.exists():
         folder.mkdir(exist_ok=True)
         (folder / "kernels.cpp").write_text(text)
-        options = ["-std=c++20", "-fpermissive", "-O1", "-w", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", f"-I{HERE}"]
+        options = ["-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", f"-I{HERE}"]
         command = ["g++", *options, "kernels.cpp", "-o", "part.so"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[:4000]

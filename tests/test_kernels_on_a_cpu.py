@@ -6,7 +6,6 @@ What only a GPU can tell is how fast they are, and what happens to those that do
 """
 
 import ctypes
-import functools
 from types import SimpleNamespace
 
 import cuda_on_a_cpu
@@ -60,9 +59,9 @@ def _at(address, batch, rows, columns):
 @pytest.fixture(autouse=True)
 def emulated(stand_in, monkeypatch):  # noqa: F811
     """The kernels, on the stand-in."""
-    device = functools.partial(dict, attributes={"MultiProcessorCount": 2})
+    device = SimpleNamespace(attributes={"MultiProcessorCount": 2})
     monkeypatch.setattr(strict_cupy.cupy, "RawModule", cuda_on_a_cpu.RawModule, raising=False)
-    monkeypatch.setattr(strict_cupy.cuda, "Device", lambda: type("Device", (), device()), raising=False)
+    monkeypatch.setattr(strict_cupy.cuda, "Device", lambda: device, raising=False)
     monkeypatch.setattr(gpu, "product", product)
     monkeypatch.setattr(gpu, "products", products)
     monkeypatch.setitem(kernels._found, "gpu", gpu.KERNELS)
