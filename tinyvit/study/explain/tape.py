@@ -15,7 +15,7 @@ from tinyvit.engine import Tensor
 from tinyvit.engine.primitive import Primitive
 from tinyvit.engine.tape import Leaf, Node, Part, TapeError
 from tinyvit.study.explain.recording import Line, Note, argument_names, last_recording
-from tinyvit.study.explain.values import described
+from tinyvit.study.explain.values import described, in_short
 
 HOME = os.path.dirname(os.path.dirname(os.path.abspath(tinyvit.__file__)))
 
@@ -120,9 +120,12 @@ class Tape:
     # ------------------------------------------------------------------------------------------------------- forms
 
     def __str__(self) -> str:
-        """A table: number, op, the numbers that it was computed from, shape, dtype, bytes saved, line."""
-        header = ["", "op", "from", "shape", "dtype", "saved", *(["line"] if self.watched else [])]
-        rows = [self._cells(node)[: len(header)] for node in self.nodes]
+        """A table: number, op, the numbers that it was computed from, shape, dtype, bytes saved, value, line."""
+        header = ["", "op", "from", "shape", "dtype", "saved", "value", *(["line"] if self.watched else [])]
+        values = self.values()
+        rows = [
+            [*self._cells(node), in_short(values.get(node)), self._place(node)][: len(header)] for node in self.nodes
+        ]
         widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
         right = (0, 5)
         lines = [
@@ -140,16 +143,19 @@ class Tape:
         shape = f"{len(node.shape)} parts" if several else "(" + ",".join(map(str, node.shape)) + ")"
         dtype = "" if several else str(np.dtype(node.dtype))
         held = self.held(node)
+        return [str(self.place[node]), self.name(node), " ".join(parents), shape, dtype, f"{held:,}" if held else ""]
+
+    def _place(self, node: Node) -> str:
         line = self.note(node).line
-        cells = [str(self.place[node]), self.name(node), " ".join(parents), shape, dtype, f"{held:,}" if held else ""]
-        return [*cells, f"{shown_path(line.path)}:{line.number}" if line else ""]
+        return f"{shown_path(line.path)}:{line.number}" if line else ""
 
     def totals(self) -> str:
         """How many nodes, and what they keep, in one line."""
         leaves = sum(isinstance(node, Leaf) for node in self.nodes)
         held = sum(map(self.held, self.nodes))
         return (
-            f"{len(self.nodes):,} nodes: {leaves:,} leaves, {len(self.nodes) - leaves:,} from ops; "
+            f"{len(self.nodes):,} nodes: {leaves:,} {'leaf' if leaves == 1 else 'leaves'}, "
+            f"{len(self.nodes) - leaves:,} from ops; "
             f"{held:,} bytes saved for the backward sweep, values of leaves not counted"
         )
 
@@ -189,6 +195,8 @@ def tape(loss: Tensor) -> Tape:
     Args:
         loss: any Tensor on the tape, of any shape. What `watch` noted of it is shown too.
 
+    Values are known of leaves, of what a rule has saved, and of everything that was watched.
+
     Raises:
         TypeError: it is no Tensor.
         TapeError: nothing was recorded for it, or it was swept already.
@@ -196,13 +204,13 @@ def tape(loss: Tensor) -> Tape:
     >>> import tinyvit as tv
     >>> x = tv.tensor([1.0, 2.0], requires_grad=True)
     >>> print(tv.study.tape((x * x).sum()))
-       op        from  shape  dtype    saved
-    ────────────────────────────────────────
-    0  leaf 0          (2)    float32
+       op        from  shape  dtype    saved  value
+    ───────────────────────────────────────────────
+    0  leaf 0          (2)    float32         1 2
     1  multiply  0 0   (2)    float32
-    2  sum       1     ()     float32
+    2  sum       1     ()     float32         5
     <BLANKLINE>
-    3 nodes: 1 leaves, 2 from ops; 0 bytes saved for the backward sweep, values of leaves not counted
+    3 nodes: 1 leaf, 2 from ops; 0 bytes saved for the backward sweep, values of leaves not counted
     """
     return Tape(loss)
 

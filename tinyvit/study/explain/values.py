@@ -72,6 +72,19 @@ def number(x: Any) -> float | str:
     return float(f"{x:.6g}") if math.isfinite(x) else str(float(x))
 
 
+def in_short(value: dict[str, Any] | None) -> str:
+    """What was described, in a few characters: up to four numbers, or from where to where they go.
+
+    >>> in_short(described(np.arange(4.0))), in_short(described(np.linspace(-1, 1, 9))), in_short(None)
+    ('0 1 2 3', '-1 … 1', '')
+    """
+    if not value or "size" not in value:
+        return ""
+    if value["size"] <= 4:
+        return " ".join(f"{float(x):.4g}" for x in np.ravel(np.array(value["numbers"], dtype=float)))
+    return f"{float(value['min']):.4g} … {float(value['max']):.4g}"
+
+
 def _nested(array: np.ndarray) -> Any:
     """Nested lists of the shortest numbers that are these in the array's own dtype."""
     if array.ndim:
