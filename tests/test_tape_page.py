@@ -321,6 +321,7 @@ def test_the_panel_follows_the_scrubber(visit):
     assert "complete since step 3, kept at step 5." in gradient.inner_text()
 
 
+@pytest.mark.slow
 def test_a_sum_so_far_adds_up_what_arrived(visit, files):
     data = explained()
     for use in (5, 6):  # two uses more, whose parts are −inf and −1, of two numbers each
@@ -690,6 +691,7 @@ def test_what_is_not_known_is_said(visit):
     assert "No attention was recorded" in page.locator("#view-attention").inner_text()
 
 
+@pytest.mark.slow
 def test_a_long_script_without_layers_is_cut_into_parts(visit, files):
     data = three_ops()
     for id in range(5, 1000):
