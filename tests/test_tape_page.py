@@ -63,6 +63,35 @@ def three_ops():
     return {"version": 1, "title": "a·b + exp(a)", "scopes": scopes, "nodes": nodes, "sweep": sweep, **nothing}
 
 
+def explained():
+    """The same at a = 2, b = 3, with the parts of each gradient, a rule for each argument, and equations."""
+    data = three_ops()
+    e2 = 7.389056
+    for node, value, gradient in zip(data["nodes"], (2, 3, 6, e2, 6 + e2), (3 + e2, 2, 1, 1, 1), strict=True):
+        node |= {"value": {"numbers": value, "size": 1}, "gradient": {"numbers": gradient, "size": 1}}
+    for event, values in zip(data["sweep"], ((1, 1), (e2,), (3, 2), (), ()), strict=True):
+        for gift, value in zip(event["gives"], values, strict=True):
+            gift["value"] = {"numbers": value, "size": 1}
+    joint = (
+        '@_exp.gradient\ndef _exp_rule(F, gy, x):\n    """e to the x."""\n    gx = gy * F.exp(x)\n    return gx, None'
+    )
+    several = [("a", "a=lambda F, gy, b: gy * b,  # of a"), ("b", "b=lambda F, gy, a: gy * a,  # of b")]
+    rules = {
+        "multiply": several,
+        "exp": [("*", joint)],
+        "add": [("a", "a=lambda F, gy: gy,"), ("b", "b=lambda F, gy: gy,")],
+    }
+    data["ops"] = {
+        name: {
+            "signature": f"{name}({'x, y' if name == 'exp' else 'a, b'})",
+            "rules": [{"argument": argument, "code": code, "line": 1} for argument, code in of],
+            "equations": [],
+        }
+        for name, of in rules.items()
+    }
+    return data
+
+
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as p:
@@ -74,7 +103,7 @@ def browser():
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
-    for name, data in (("vit", DATA), ("three", three_ops())):
+    for name, data in (("vit", DATA), ("three", three_ops()), ("explained", explained())):
         (folder / f"{name}.html").write_text(assembled(data), encoding="utf-8")
     return folder
 
@@ -147,15 +176,17 @@ def step_of(node):
     [
         ("vit", {"color_scheme": "dark"}),
         ("vit", {"width": 360, "height": 740}),
-        ("three", {"width": 360, "height": 740}),
+        pytest.param("three", {"width": 360, "height": 740}, marks=pytest.mark.slow),
     ],
     ids=["dark", "narrow", "narrow-three"],
 )
 def test_every_view_opens_without_a_complaint_and_fits_its_width(visit, name, look):
     page = visit(name, **look)
     for view in ("graph", "attention", "table"):
-        page.click(f"nav a[href='#{view}']")
-        assert page.locator(f"#view-{view}").is_visible()
+        page.evaluate(f"location.hash = '{view}'")
+        page.locator(f"#view-{view}").wait_for()
+        tab = page.locator(f"nav a[href='#{view}']")
+        assert tab.is_visible() == (view != "attention" or name == "vit")  # no tab where there is no ViT
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.title() == (DATA if name == "vit" else three_ops())["title"]
 
@@ -248,13 +279,179 @@ def test_non_finite_numbers_and_zero_gradients_stand_out(visit):
     assert "inf in value" in card(page, "node-26").get_attribute("aria-label")
 
 
+def test_a_gradient_is_explained_by_what_arrived_by_which_rule(visit):
+    page = visit("explained", "#node-0")
+    lines = page.locator("#gradient-now .arrivals > li")
+    assert lines.count() == 2  # in the order of arrival: exp is passed before multiply
+    assert lines.nth(0).inner_text().startswith("step 2\nfrom exp #3 as its x")
+    whole = lines.nth(0).locator("pre").all_inner_texts()
+    assert whole[0] == "gy * F.exp(x)\n# result 1 of _exp_rule(F, gy, x)\n# e to the x."
+    assert lines.nth(0).locator("td").inner_text() == "7.389"
+    assert lines.nth(1).get_by_role("link", name="multiply #2").is_visible()
+    assert lines.nth(1).locator("code").inner_text() == "a"
+    assert lines.nth(1).locator("pre").inner_text() == "gy * b  # of a"
+    assert lines.nth(1).locator("td").inner_text() == "3"
+    assert page.locator("#gradient-now .sum-of").inner_text() == "= sum"
+    assert page.locator("#gradient-now > .numbers td").inner_text() == "10.39"
+    lines.nth(1).get_by_role("link").click()  # a node with one user: its rule, and the gradient once
+    page.wait_for_url("**#node-2")
+    assert page.locator("#gradient-now .arrivals > li").count() == 1
+    assert page.locator("#gradient-now td").all_inner_texts() == ["1"]
+    assert "a gradient of one" not in page.locator("#panel").inner_text()
+    page.evaluate("location.hash = 'node-4'")
+    page.locator("#gradient-now", has_text="The sweep starts here, with a gradient of one.").wait_for()
+
+
+def test_the_panel_follows_the_scrubber(visit):
+    page = visit("explained", "#node-0")
+    gradient = page.locator("#gradient-now")
+    step_to(page, 1)
+    assert "So far 0 of 2 contributions have arrived; complete at step 3." in gradient.inner_text()
+    assert gradient.locator("td").count() == 0
+    step_to(page, 2)
+    assert "So far 1 of 2 contributions have arrived; complete at step 3." in gradient.inner_text()
+    assert "arrives at step 3" in gradient.locator("li.later").inner_text()
+    assert gradient.locator("td").all_inner_texts() == ["7.389"]
+    gradient.locator("summary").click()
+    assert gradient.locator("pre", has_text="return gx, None").is_visible()
+    step_to(page, 3)
+    assert "2 of 2 contributions have arrived: complete since step 3." in gradient.inner_text()
+    assert gradient.locator("td").all_inner_texts() == ["7.389", "3", "10.39"]
+    step_to(page, 5)
+    assert "complete since step 3, kept at step 5." in gradient.inner_text()
+
+
+@pytest.mark.slow
+def test_a_sum_so_far_adds_up_what_arrived(visit, files):
+    data = explained()
+    for use in (5, 6):  # two uses more, whose parts are −inf and −1, of two numbers each
+        data["nodes"].append(data["nodes"][3] | {"id": use})
+        gives = [{"to": 0, "argument": "x", "adds": use == 5, "value": {"numbers": [["-inf", 2], [-1, 4]][use - 5]}}]
+        data["sweep"].insert(1, {"node": use, "gives": gives, "freed": 0, "memory": 0})
+    (files / "more.html").write_text(assembled(data), encoding="utf-8")
+    page = visit("more", "#node-0")
+    step_to(page, 3)
+    assert "2 of 4" in page.locator("#gradient-now .so-far").inner_text()
+    assert page.locator("#gradient-now .sum-of").inner_text() == "= sum so far"
+    assert page.locator("#gradient-now > .numbers td").all_inner_texts() == ["−inf", "6"]
+
+
+def test_the_story_names_short_rules(visit):
+    page = visit("explained")
+    step_to(page, 3)
+    story = page.locator("#story").inner_text()
+    assert story == "multiply #2 passes back to a #0 (rule gy * b) ⊕ adds to what is there and b #1 (rule gy * a)."
+    step_to(page, 2)
+    assert page.locator("#story").inner_text() == "exp #3 passes back to x: a #0."  # its rule is no short one
+
+
+def test_equations_of_the_part_and_of_the_argument(visit, files):
+    data = copy.deepcopy(DATA)
+    titles = ["Queries", "Concatenation and projection", "Gradient of the attention's input",
+              "Gradient of the queries' weights", "Gradient of the projection's weights",
+              "Gradient of the keys' bias"]  # fmt: skip
+    layer = {"layers": ["MultiHeadSelfAttention"], "mathml": f"<math><mi>{'W' * 90}</mi></math>"}
+    equations = [{"number": str(i), "title": title, **layer} for i, title in enumerate(titles)]
+    data["ops"]["linear"] |= {"signature": "linear(x, weight, bias=None)", "equations": equations}
+    (files / "equations.html").write_text(assembled(data), encoding="utf-8")
+    page = visit("equations", "#node-14")  # blocks.0.attn.qkv
+
+    def shown():
+        numbers = page.locator("#panel .equation .title b").all_inner_texts()  # "" in what is folded away
+        return [int(number.strip(" ()")) for number in numbers if number]
+
+    assert shown() == [0, 2, 3, 5]
+    headings = page.locator("#panel h3").all_inner_texts()
+    assert headings.index("BACKWARD RULE") < headings.index("EQUATION")
+    assert page.locator("#panel .wide >> visible=true").count() == 4  # scrolls in its own box, and says so
+    assert page.evaluate("getComputedStyle(document.querySelector('.wide'), '::after').content").startswith('"Wide')
+    page.locator("#panel summary", has_text="2 other equations of linear").click()
+    assert page.locator("#panel .wide >> visible=true").count() == 6
+    assert page.evaluate("(p => p.scrollWidth <= p.clientWidth)(document.getElementById('panel'))")
+    for node, expected in ((18, [1, 4]), (weight_of(14), [3]), (weight_of(18), [4])):
+        page.evaluate(f"location.hash = 'node-{node}'")
+        page.locator("#panel h2", has_text=f"#{node}").wait_for()
+        assert shown() == expected
+    equations[0] |= {"parts": ["proj"], "rules": [""]}  # where the data say it, the title is not asked
+    equations[4] |= {"parts": ["qkv"], "rules": ["weight"]}
+    (files / "equations.html").write_text(assembled(data), encoding="utf-8")
+    page = visit("equations", "#node-14")
+    assert shown() == [2, 3, 4, 5]
+
+
+def weight_of(node):
+    return next(p["id"] for p in DATA["nodes"][node]["parents"] if p["argument"] == "weight")
+
+
+def test_rules_wrap_and_uses_are_named(visit):
+    page = visit(address="#node-14")
+    assert page.eval_on_selector_all("#panel pre", "all => all.every(pre => pre.scrollWidth <= pre.clientWidth)")
+    page.evaluate(f"location.hash = 'node-{weight_of(14)}'")
+    page.locator("#panel h2", has_text=f"#{weight_of(14)}").wait_for()
+    assert page.locator("#panel .outputs").inner_text() == "linear #14 as its weight → 2×5×48"
+
+
+def test_the_engines_own_rules_are_cut_to_the_argument(visit, files):
+    described = importlib.import_module("tinyvit.study.explain.sources")
+    known = described.own_primitives()
+    wanted = {
+        ("layer_norm", "weight"): "gy * n\n# result 2 of _layer_norm_rule(F, gy, x, weight, eps)",
+        ("concatenate", "arrays[1]"): "F.split(gy, ends[:-1], axis=axis)[1]\n# result 2 of",
+        ("multi_head_attention", "qkv"): "F.reshape(F.stack(parts, axis=2), qkv.shape)\n# result 1 of",
+        ("getitem", "x"): "F.scatter_add(gy, index, x_shape)",
+        ("gelu", "x"): "gy * (gate + x * _gelu_gate_slope(F, x, gate, approximate))\n# returned by _gelu_rule(",
+        ("transpose", "x"): "_transpose_rule(F, gy, axes)\n# Each axis goes back",
+        ("multiply", "b"): "gy * a",
+    }
+    data = three_ops()
+    data["ops"] = {name: described.described_op(known[name], False, {}) for name, _ in wanted}
+    data["nodes"] = [data["nodes"][0]]
+    for id, (op, argument) in enumerate(wanted, start=1):
+        data["nodes"].append(
+            three_ops()["nodes"][3] | {"id": id, "op": op, "parents": [{"id": 0, "argument": argument}]}
+        )
+        data["sweep"].insert(
+            0, {"node": id, "gives": [{"to": 0, "argument": argument, "adds": True}], "freed": 0, "memory": 0}
+        )
+    data["sweep"] = [*data["sweep"][: len(wanted)], data["sweep"][-1]]
+    (files / "rules.html").write_text(assembled(data), encoding="utf-8")
+    page = visit("rules", "#node-0")
+    shown = page.eval_on_selector_all(
+        "#gradient-now .arrivals > li", "all => all.map(i => i.querySelector('pre').innerText)"
+    )
+    for text, expected in zip(reversed(shown), wanted.values(), strict=True):
+        assert text.startswith(expected)
+
+
+def test_an_address_of_nothing_says_so(visit):
+    page = visit("three", "#node-999")
+    panel = page.locator("#panel")
+    assert "There is no node #999 in this tape: its nodes are #0 to #4." in panel.inner_text()
+    assert "WHAT KEEPS MOST" not in panel.inner_text()  # nothing does
+    page.evaluate("location.hash = 'scope-7'")
+    panel.get_by_text("There is no part 7 in this tape").wait_for()
+    page.evaluate("location.hash = 'node-4'")
+    panel.locator("h2", has_text="add").wait_for()
+    assert not panel.get_by_text("There is no").is_visible()
+
+
+def test_the_legend_covers_no_node(visit):
+    page = visit("explained", width=1400, height=900)
+    page.click("#fit")
+    legend, stage = (page.locator(f"{what}").bounding_box() for what in (".legend", "#stage"))
+    assert legend["y"] >= stage["y"] + stage["height"]
+    lowest = card(page, "node-4").locator(".box").bounding_box()
+    assert lowest["y"] + lowest["height"] <= legend["y"]
+    assert legend["y"] + legend["height"] <= page.locator("#dock").bounding_box()["y"]
+
+
 def test_the_scrubber_plays_the_sweep(visit):
     page = visit()
     assert page.locator("#scrub").get_attribute("max") == str(len(DATA["sweep"]))
     assert "pending" in classes(page, "node-60")
     step_to(page, 1)
     assert "current" in classes(page, "node-60")
-    assert page.locator("#story").inner_text().startswith("cross_entropy #60 hands its gradient to logits: linear #59.")
+    assert page.locator("#story").inner_text().startswith("cross_entropy #60 passes back to logits: linear #59.")
     assert page.locator(".handing").count() == 1
     page.click("#forth")
     assert {"passed", "freed"} <= set(classes(page, "node-60"))
@@ -405,6 +602,13 @@ def test_the_table_is_the_whole_tape_as_text(visit):
     rows = page.locator("#view-table tbody tr")
     rows.first.wait_for()
     assert rows.count() == len(DATA["nodes"])
+    head = page.locator("#view-table thead th").all_inner_texts()
+    value, gradient = (rows.nth(60).locator("td, th").nth(head.index(what)) for what in ("value", "gradient"))
+    assert float(value.inner_text().replace("−", "-")) == pytest.approx(DATA["nodes"][60]["value"]["numbers"], rel=1e-3)
+    assert float(gradient.inner_text()) == pytest.approx(DATA["nodes"][60]["gradient"]["numbers"], rel=1e-3)
+    many = rows.nth(26).locator("td, th").nth(head.index("value"))  # a norm, and what is not in it
+    assert many.inner_text() == "‖ inf ‖, 3 not finite"
+    assert "flagged" in many.get_attribute("class")
     assert "multi_head_attention" in rows.nth(15).inner_text()
     assert "tinyvit/layers/encoder.py:83" in rows.nth(15).inner_text()
     rows.nth(26).get_by_role("link", name="#26").click()
@@ -482,10 +686,12 @@ def test_what_is_not_known_is_said(visit):
     step_to(page, 3)
     assert "⊕ 2/2" in card(page, "node-0").locator(".sum").inner_html()
     assert card(page, "node-4").locator(".sum").count() == 0
-    page.click("nav a[href='#attention']")
+    page.evaluate("location.hash = 'attention'")
+    page.locator("#view-attention").wait_for()
     assert "No attention was recorded" in page.locator("#view-attention").inner_text()
 
 
+@pytest.mark.slow
 def test_a_long_script_without_layers_is_cut_into_parts(visit, files):
     data = three_ops()
     for id in range(5, 1000):
@@ -512,7 +718,8 @@ def test_the_parts_of_a_split_are_put_in_place_not_added(visit, files):
     page = visit("split", "#node-2")
     text = page.locator("#panel").inner_text()
     assert "2-vector and 3-vector, 5 numbers" in text
-    assert "part of split #3 and part of split #4, each in its own place" in text
+    for sentence in ("from part of split #3", "from part of split #4", "= its gradient, each part in its own place"):
+        assert sentence in text
     assert card(page, "node-2").locator(".sum").count() == 0
 
 
@@ -605,7 +812,12 @@ def digits_after_training(folder):
 
 
 @pytest.mark.parametrize(
-    ("compute", "ops"), [(five_ops, 5), (one_head, 6), pytest.param(digits_after_training, 44, marks=pytest.mark.slow)]
+    ("compute", "ops"),
+    [
+        (five_ops, 5),
+        pytest.param(one_head, 6, marks=pytest.mark.slow),
+        pytest.param(digits_after_training, 44, marks=pytest.mark.slow),
+    ],
 )
 def test_a_real_tape_opens_every_node_and_plays_to_its_end(browser, visit, files, tmp_path, compute, ops):
     compute(tmp_path)

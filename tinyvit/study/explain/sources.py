@@ -60,7 +60,7 @@ def described_op(op: Any, kernel: bool, verdicts: dict[str, Any]) -> dict[str, A
         "forward": lines,
         "rules": rules,
         "kernel": kernel,
-        "equations": [_equation(e) for e in equations_of(op.name)] if own else [],
+        "equations": [_equation(e, op.name) for e in equations_of(op.name)] if own else [],
         "verdict": known or {"verdict": NOT_CHECKED, "rows": 0},
     }
 
@@ -148,13 +148,15 @@ def mathml() -> dict[str, str]:
     return dict(json.loads((HERE / "mathml.json").read_text(encoding="utf-8")))
 
 
-def _equation(e: Equation) -> dict[str, Any]:
+def _equation(e: Equation, op: str) -> dict[str, Any]:
+    """An equation, and for which of the op's arguments it gives the rule ("": it is the forward)."""
     known = mathml()
     shown: dict[str, Any] = {
         "number": e.number,
         "title": e.title,
         "section": e.section,
         "layers": list(LAYERS_OF.get(e.section, ())),
+        "rules": [code.rule for code in e.implemented_by if code.op == op],
         "mathml": known.get(e.tutorial or e.formula),
     }
     if e.tutorial is not None and e.corrected is not None:

@@ -31,6 +31,8 @@ function tokenName(token) {
   return `patch row ${Math.floor((token - prefix) / grid[1]) + 1}, column ${(token - prefix) % grid[1] + 1}`;
 }
 
+$("to-attention").hidden = !tape.attention?.images?.length;
+
 function buildAttention() {
   const a = tape.attention, view = $("view-attention");
   if (!a?.images?.length) {

@@ -125,13 +125,13 @@ function measureStage() {
   const panel = $("panel"), isSheet = getComputedStyle(panel).position === "absolute";
   Object.assign(sizes, { W: stage.clientWidth, H: stage.clientHeight, sheet: isSheet ? panel.offsetHeight : 0 });
 }
-const TOOLS = 48, LEGEND = 30; // the strips above and below that the tools and the legend cover
+const TOOLS = 48, BELOW = 10; // the strip that the tools cover, and room below
 
 function fit(smallest = 0) {
   const { W, H } = stageSize();
-  const whole = Math.min((W - 24) / plan.w, (H - TOOLS - LEGEND) / plan.h, 1.25);
+  const whole = Math.min((W - 24) / plan.w, (H - TOOLS - BELOW) / plan.h, 1.25);
   const k = Math.max(whole, Math.min(smallest, (W - 24) / plan.w));
-  setView((W - plan.w * k) / 2, Math.max(TOOLS, TOOLS + (H - TOOLS - LEGEND - plan.h * k) / 2), k);
+  setView((W - plan.w * k) / 2, Math.max(TOOLS, TOOLS + (H - TOOLS - BELOW - plan.h * k) / 2), k);
 }
 
 function zoomAt(factor, cx, cy) {
@@ -142,7 +142,7 @@ const zoomMiddle = (factor) => zoomAt(factor, sizes.W / 2, sizes.H / 2);
 
 // The part of the stage that no sheet covers.
 function freeHeight() {
-  return sizes.H - (sizes.sheet || LEGEND);
+  return sizes.H - (sizes.sheet || BELOW);
 }
 
 // Move only if the box is outside, and then to the middle: a graph that follows each step would make one seasick.

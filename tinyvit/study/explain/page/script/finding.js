@@ -2,15 +2,22 @@
 
 // ---------------------------------------------------------------------------------------------------------------- table
 
+// One number, or the norm of many.
+function sizeCell(value) {
+  if (!value || value.text !== undefined) return ["–", "right"];
+  const bad = value.nonfinite ? `, ${value.nonfinite.toLocaleString("en")} not finite` : "", one = value.size > 1 ? null : [value.numbers].flat(Infinity)[0];
+  return [one === null ? `‖ ${number(value.norm)} ‖${bad}` : number(one), bad || typeof one === "string" ? "right flagged" : "right"];
+}
+
 function buildTable() {
-  const head = ["#", "what", "where", "shape", "dtype", "computed from", "keeps", "forward", "backward", "step", "flags", "line"];
+  const head = ["#", "what", "where", "shape", "dtype", "value", "gradient", "computed from", "keeps", "forward", "backward", "step", "flags", "line"];
   const row = (node) => {
     const line = lineOf(node), cell = (content, name) => html("td", { class: name }, content), from = node.parents.map((p) => html("a", { href: `#node-${p.id}` }, `#${p.id}`));
     return html("tr", {}, cell(html("a", { href: `#node-${node.id}` }, `#${node.id}`), "right"), html("th", { scope: "row" }, titleOf(node)), cell(scopes[node.scope].path || scopes[node.scope].label), cell(shapeOf(node.shape)), cell(node.dtype),
-      cell(from.length ? listed(from) : "–"), cell(node.saved_bytes ? bytes(node.saved_bytes) : "–", "right"), cell(node.forward_us === null || node.forward_us === undefined ? "–" : microseconds(node.forward_us), "right"),
+      cell(...sizeCell(node.value)), cell(...sizeCell(node.gradient)), cell(from.length ? listed(from) : "–"), cell(node.saved_bytes ? bytes(node.saved_bytes) : "–", "right"), cell(node.forward_us === null || node.forward_us === undefined ? "–" : microseconds(node.forward_us), "right"),
       cell(node.kind === "leaf" || node.backward_us === null || node.backward_us === undefined ? "–" : microseconds(node.backward_us), "right"), cell(Number.isFinite(node.passed) ? node.passed : "–", "right"), cell(node.flags.join(", ") || "–", node.flags.length ? "flagged" : null), cell(line ? lineName(line) : "–"));
   };
-  $("view-table").replaceChildren(html("table", { class: "tape-table" }, html("caption", {}, `The tape in the order of its creation, ${plural(nodes.length, "node")}. The column “step” is the node’s place in the backward sweep, “keeps” the bytes it keeps for it. A dash: nothing, or not recorded.`),
+  $("view-table").replaceChildren(html("table", { class: "tape-table" }, html("caption", {}, `The tape in the order of its creation, ${plural(nodes.length, "node")}. The column “step” is the node’s place in the backward sweep, “keeps” the bytes it keeps for it; “value” and “gradient” are the number itself, or the norm ‖ ‖ of many. A dash: nothing, or not recorded.`),
     html("thead", {}, html("tr", {}, head.map((t) => html("th", { scope: "col" }, t)))), html("tbody", {}, nodes.map(row))));
 }
 

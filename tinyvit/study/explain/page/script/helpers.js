@@ -43,6 +43,7 @@ function microseconds(us) {
 // Non-finite numbers come as the strings "nan", "inf" and "-inf".
 function number(x, digits = 4) {
   if (typeof x !== "number") return x === null || x === undefined ? "–" : String(x).replace("-", "−");
+  if (!Number.isFinite(x)) return String(x).toLowerCase().replace("infinity", "inf").replace("-", "−"); // a sum made here
   if (x === 0) return "0";
   const size = Math.abs(x);
   let text = size >= 1e6 || size < 1e-4 ? x.toExponential(digits - 2) : x.toPrecision(digits);
@@ -52,8 +53,8 @@ function number(x, digits = 4) {
 
 // Enough of Python's grammar to tint a rule of a few lines.
 const PYTHON = /(#[^\n]*)|("""[^]*?"""|'''[^]*?'''|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')|\b(and|as|assert|class|def|del|elif|else|False|for|from|if|import|in|is|lambda|None|not|or|raise|return|True|while|with|yield)\b|\b(\d[\w.]*)/g;
-function python(source, wrap = false) {
-  const pre = html("pre", { tabindex: "0", class: wrap && "wrap" });
+function python(source) {
+  const pre = html("pre", { tabindex: "0" });
   let done = 0;
   for (const match of source.matchAll(PYTHON)) {
     const kind = "cskn"[[1, 2, 3, 4].findIndex((group) => match[group] !== undefined)];

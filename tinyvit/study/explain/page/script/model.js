@@ -61,11 +61,12 @@ const mostSaved = nodes.reduce((most, node) => Math.max(most, node.saved_bytes),
 const flaggedNodes = nodes.filter((node) => node.flags.length);
 
 // The sweep, turned round: when is a node passed, and when does each gradient arrive at it?
-for (const node of nodes) Object.assign(node, { passed: Infinity, arrivals: [] });
+for (const node of nodes) Object.assign(node, { passed: Infinity, arrivals: [], given: [] });
 sweep.forEach((event, index) => {
   nodes[event.node].passed = index + 1;
   for (const gift of event.gives) {
     nodes[gift.to].arrivals.push(index + 1);
+    nodes[gift.to].given.push({ ...gift, from: event.node, step: index + 1 });
     nodes[gift.to].sums ||= gift.adds; // the parts of a split arrive several times too, each in its own place
   }
 });
@@ -73,7 +74,7 @@ if (sweep.length) nodes[sweep[0].node].arrivals.unshift(0); // the loss has its 
 // Progress counts ops: leaves were made first, so their turn comes at the very end.
 for (const group of shown) group.passes = group.all.filter((node) => !group.ops || node.kind !== "leaf").map((node) => node.passed).filter(Number.isFinite).sort((a, b) => a - b);
 
-const state = { selected: null, step: 0, open: new Set(), view: { x: 0, y: 0, k: 1 }, matches: new Set() };
+const state = { selected: null, step: 0, open: new Set(), view: { x: 0, y: 0, k: 1 }, matches: new Set(), wrong: null };
 
 function openAtFirst() {
   state.open.add(0);

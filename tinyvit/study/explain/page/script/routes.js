@@ -32,12 +32,18 @@ function route() {
     if (changed) $(`view-${view}`).focus({ preventScroll: true });
     return;
   }
-  const key = exists ? hash : null;
+  const key = exists ? hash : null, wrong = kind && !(kind === "node" ? nodes : scopes)[id] ? wrongAddress(kind, id) : null;
   if (kind === "scope" && exists && !plan.boxes.has(key)) { // a link to a part inside a closed one
     for (let s = shown[id].parent; s !== null && s !== undefined; s = shown[s].parent) state.open.add(s);
     draw();
   }
-  if (key !== state.selected || changed) select(key);
+  const news = wrong !== state.wrong;
+  state.wrong = wrong;
+  if (key !== state.selected || changed || news) select(key);
+}
+
+function wrongAddress(kind, id) {
+  return kind === "node" ? `There is no node #${id} in this tape: its nodes are #0 to #${nodes.length - 1}.` : `There is no part ${id} in this tape: its parts are scope-0 to scope-${scopes.length - 1}.`;
 }
 
 function onKey(event) {
@@ -98,6 +104,7 @@ function listen() {
   });
   addEventListener("keydown", onKey);
   addEventListener("hashchange", route);
+  addEventListener("resize", markWide);
   prefersDark.addEventListener("change", () => setTheme());
   new ResizeObserver(() => { // keep the middle in the middle
     if (!stage.clientWidth) return; // another view is shown

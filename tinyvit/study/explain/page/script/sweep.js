@@ -71,14 +71,15 @@ const listed = (parts) => parts.flatMap((part, i) => (i === 0 ? [part] : [i === 
 
 function story(step) {
   if (!sweep.length) return ["No backward sweep was recorded in this tape."];
-  if (step === 0) return ["Before the sweep: the forward pass is done. Play, or step, to hand the gradients back."];
+  if (step === 0) return ["Before the sweep: the forward pass is done. Play, or step, to pass the gradients back."];
   const event = sweep[step - 1], node = nodes[event.node];
   const said = [html("b", {}, nodeLink(event.node)), " "];
   const own = (g) => nodes[g.to].kind === "leaf" && shortName(nodes[g.to]) === g.argument; // weight: blocks.0.mlp.fc1.weight
-  const gift = (g) => [own(g) ? html("a", { href: `#node-${g.to}` }, `${g.argument} #${g.to}`) : [g.argument ? `${g.argument}: ` : "", nodeLink(g.to)], g.adds ? html("span", { class: "adds" }, " ⊕ adds to what is there") : ""];
+  const by = (g) => ruleFor(node, g.argument)?.short;
+  const gift = (g) => [own(g) ? html("a", { href: `#node-${g.to}` }, `${g.argument} #${g.to}`) : [g.argument ? `${g.argument}: ` : "", nodeLink(g.to)], by(g) ? [" (rule ", html("code", {}, by(g)), ")"] : "", g.adds ? html("span", { class: "adds" }, " ⊕ adds to what is there") : ""];
   if (node.kind === "leaf") said.push("keeps its gradient: the way down ends here.");
-  else if (!event.gives.length) said.push("hands on no gradient.");
-  else said.push("hands its gradient to ", ...listed(event.gives.map(gift)), ".");
+  else if (!event.gives.length) said.push("passes no gradient back.");
+  else said.push("passes back to ", ...listed(event.gives.map(gift)), ".");
   if (event.freed) said.push(` ${bytes(event.freed)} freed.`);
   return said;
 }
@@ -96,6 +97,7 @@ function goStep(step, follow = true) {
   $("story").replaceChildren(...story(state.step).flat(Infinity));
   scrub.setAttribute("aria-valuetext", `Step ${state.step} of ${sweep.length}. ${$("story").textContent}`);
   paintCursor();
+  refreshGradient();
 }
 
 function play(on = !playing) {
