@@ -66,7 +66,8 @@ def emulated(stand_in, monkeypatch):  # noqa: F811
     monkeypatch.setattr(gpu, "products", products)
     monkeypatch.setitem(kernels._found, "gpu", gpu.KERNELS)
     _forget()
-    yield
+    with kernels.switched(True):  # also under TINYVIT_KERNELS=off
+        yield
     _forget()
 
 
