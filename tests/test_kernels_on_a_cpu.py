@@ -163,3 +163,20 @@ def test_a_graph_is_one_launch_and_a_few_numbers(monkeypatch):
     trainer.train_step(images, labels)
     # the dropout's key, two arrays of inputs, and the numbers of AdamW (decayed or not) and of the averages
     assert len(launched) <= 16
+
+
+def test_a_recording_that_is_void_at_its_end_has_counted_no_step(monkeypatch, capsys):
+    losses, parameters, averages, plain = trained(recorded=False)
+
+    def void(stream):
+        strict_cupy.recording = None
+        raise RuntimeError("cudaErrorStreamCaptureInvalidated")
+
+    monkeypatch.setattr(strict_cupy.Stream, "end_capture", void)
+    again, moved, drawn, trainer = trained()
+    assert not trainer._backward.recorded
+    assert "cannot be recorded" in capsys.readouterr().err
+    assert again == losses
+    assert (moved == parameters).all()
+    assert drawn["updates"] == averages["updates"]
+    assert trainer.optimizer.steps == plain.optimizer.steps

@@ -85,10 +85,13 @@ class StepGraph:
 
         chance_of_step().fill(np.uint64(random.generator().integers(2**63)))
 
-    def _compute(self, batch: Sequence[Any]) -> Sequence[Any]:
+    def _sweep(self, batch: Sequence[Any]) -> Sequence[Any]:
         # the keys of the calls, which a graph keeps, are the same always
         with random.on_gpu(), random.using(np.random.default_rng(0)):
-            outputs = self.backward(*batch)
+            return self.backward(*batch)
+
+    def _compute(self, batch: Sequence[Any]) -> Sequence[Any]:
+        outputs = self._sweep(batch)
         if self.update:
             self.update()
         return outputs
@@ -99,24 +102,36 @@ class StepGraph:
         cupy.get_default_memory_pool().free_all_blocks()
         with self.stream, cupy.cuda.using_allocator(self.memory.malloc):
             self.inputs = [namespace_of(array).empty_like(array) for array in batch]
-            self.stream.begin_capture()
             try:
+                if (
+                    self.update
+                ):  # its bookkeeping cannot be taken back: a rehearsal tells whether the sweep can be recorded
+                    self._capture(self._sweep)
+                    self._forget_gradients()
                 with self.numbers.recorded():
-                    self.outputs = self._compute(self.inputs)
-                self.recorded = self.stream.end_capture()
+                    self.outputs, self.recorded = self._capture(self._compute)
             except RuntimeError as error:  # of which CuPy's NotImplementedError and CUDA's own are kinds
                 self._abandon(error)
                 return False
         self.gradients = [p.grad for p in self.parameters]
         return True
 
+    def _capture(self, compute: Callable[[Sequence[Any]], Sequence[Any]]) -> tuple[Sequence[Any], Any]:
+        """What is computed from the graph's inputs, once the graph is launched; and the graph."""
+        self.stream.begin_capture()
+        outputs = compute(self.inputs)
+        return outputs, self.stream.end_capture()
+
     def _abandon(self, error: Exception) -> None:
         if self.stream.is_capturing():
             with contextlib.suppress(RuntimeError):  # CUDA says once more that the recording is void
                 self.stream.end_capture()
+        self._forget_gradients()
+        self._say(f"this step cannot be recorded as a graph ({error})")
+
+    def _forget_gradients(self) -> None:
         for p in self.parameters:
             p.grad = None
-        self._say(f"this step cannot be recorded as a graph ({error})")
 
     def _set_gradients(self) -> None:
         for p, gradient in zip(self.parameters, self.gradients, strict=True):

@@ -362,11 +362,11 @@ def _cross_entropy(logits: Any, target: Any) -> tuple[Any, Residue] | None:
 
 def _cross_entropy_backward(gy: Any, needed: set[int], saved: Saved, kept: Any) -> Gradients:
     logits, target, classes = saved["logits"], saved["target"], saved["logits"].shape[-1]
-    gradients = tuple(_empty(logits.shape, np.float32) if i in needed or not i else None for i in range(2))
-    pointers = (*gradients[:1], np.uint64(0) if gradients[1] is None else gradients[1])
-    arguments = (_ready(gy), logits, target, kept, *pointers, np.int32(classes))
-    _function("cross_entropy_backward")((len(kept),), (_row_block(classes),), arguments)
-    return gradients
+    glogits, gtarget = _empty(logits.shape, np.float32), _empty(logits.shape, np.float32) if 1 in needed else None
+    null = np.uint64(0)
+    given = _ready(gy), logits, target, kept, glogits, null if gtarget is None else gtarget, np.int32(classes)
+    _function("cross_entropy_backward")((len(kept),), (_row_block(classes),), given)
+    return glogits, gtarget
 
 
 # ----------------------------------------------------------------------------------------------------- flat buffers
