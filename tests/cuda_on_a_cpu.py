@@ -63,10 +63,10 @@ class RawModule:
 
     def __init__(self, code, options=(), name_expressions=()):
         self.names = [*name_expressions, *re.findall(r'extern "C" __global__ void (\w+)\(', code)]
-        self.library = _built(code, self.names)
+        self.kernels = _built(code, self.names)
 
     def get_function(self, name):
-        launch = self.library[f"launch_{self.names.index(name)}"]
+        launch = self.kernels[f"launch_{self.names.index(name)}"]
 
         def kernel(grid, block, arguments):
             sizes = [(ctypes.c_uint * 2)(*[*shape, 1][:2]) for shape in (grid, block)]

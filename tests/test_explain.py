@@ -946,3 +946,11 @@ def test_a_rule_that_is_overheard_is_itself_again_afterwards():
     with pytest.raises(tv.TapeError):
         facts(broken(leaf(1.0)).sum())
     assert tv.engine.Primitive.pull_back is before
+
+
+def test_a_part_that_was_summed_over_what_was_broadcast_says_from_which_shape():
+    x = tv.tensor(np.ones(3), requires_grad=True)
+    data = facts((np.ones((2, 3)) * x + x).sum())
+    parts = [gift for step in data["sweep"] for gift in step["gives"] if gift["to"] == 0]
+    assert [(part["summed"], part["value"]["numbers"]) for part in parts] == [([2, 3], [2.0] * 3)] * 2
+    assert [gift["summed"] for step in data["sweep"] for gift in step["gives"] if gift["to"] != 0] == [None, None]

@@ -283,7 +283,13 @@ class _Writer:
             {
                 "node": place[step.node],
                 "gives": [
-                    {"to": place[gift.to], "argument": gift.argument, "adds": gift.adds, "value": gift.value}
+                    {
+                        "to": place[gift.to],
+                        "argument": gift.argument,
+                        "adds": gift.adds,
+                        "value": gift.value,
+                        "summed": gift.summed,
+                    }
                     for gift in step.gives
                     if gift.to in reached or gift.to in gradients
                 ],

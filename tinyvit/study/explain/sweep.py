@@ -24,12 +24,14 @@ class Gift:
         argument: its name.
         adds: whether it is added to what was there already.
         value: the part itself, in words and numbers, summed over what was broadcast; None where the rule gave nothing.
+        summed: the shape that the rule gave, where it was summed over what was broadcast.
     """
 
     to: Node
     argument: str
     adds: bool
     value: dict[str, Any] | None = None
+    summed: list[int] | None = None
 
 
 @dataclass
@@ -136,7 +138,9 @@ def _describe(step: Step, said: list[tuple[Node, Any]]) -> None:
     waiting = list(said)
     for gift in step.gives:
         if waiting and waiting[0][0] is gift.to:
-            gift.value = described(settle(step.node, gift.to, waiting.pop(0)[1], None))
+            given = waiting.pop(0)[1]
+            gift.value = described(settle(step.node, gift.to, given, None))
+            gift.summed = list(given.shape) if given.shape != gift.to.shape else None
     said.clear()
 
 

@@ -59,7 +59,7 @@ function sweepBlock(node) {
   const event = sweep[node.passed - 1];
   const given = event.gives.map((g) => [g.argument ? html("code", {}, `${g.argument} `) : "", nodeLink(g.to), g.adds ? html("b", {}, " ⊕ added to what is there") : ""]);
   return [html("p", {}, html("button", { type: "button", onclick: () => { play(false); goStep(node.passed); } }, `Go to step ${node.passed} of ${sweep.length}`)),
-    given.length ? html("p", {}, "It passes back to ", ...listed(given), ".") : node.kind === "leaf" ? html("p", {}, "The gradient is kept here.") : "",
+    given.length ? html("p", {}, "It passes back to ", ...listed(given), ".") : node.kind === "leaf" ? html("p", {}, "The sweep comes to this leaf at this step; its gradient was complete before, and is kept.") : "",
     event.freed ? html("p", {}, `Then ${bytes(event.freed)} are freed.`) : ""];
 }
 
@@ -104,7 +104,7 @@ function equationsFor(op, node) {
     const inLayer = (e) => e.layers?.includes(scopes[s].type), meant = (e) => inLayer(e) && isOfPart(e, scopes[node.scope].label);
     if (op.equations.some(meant)) return [op.equations.filter(meant), op.equations.filter((e) => !meant(e)).sort((a, b) => inLayer(b) - inLayer(a))];
   }
-  return op.equations.length > 6 ? [[], op.equations] : [op.equations, []];
+  return [[], op.equations]; // outside of a model none is meant more than another
 }
 
 // A formula wider than the panel scrolls in a box of its own, which says so.
@@ -211,16 +211,15 @@ function amount(value) {
 }
 
 // A rule may give the gradient in the shape of the result; the engine then sums over what was broadcast.
-function summed(gift, rule) {
-  const [user, to] = [nodes[gift.from], nodes[gift.to]].map((n) => shapeOf(n.shape));
-  return /^gy(  #|$)/.test(rule.code) && user !== to ? html("p", { class: "muted" }, `summed over what was broadcast: ${user} → ${to}`) : "";
+function summed(gift) {
+  return gift.summed ? html("p", { class: "muted" }, `summed over what was broadcast: ${shapeOf(gift.summed)} → ${shapeOf(nodes[gift.to].shape)}`) : "";
 }
 
 function contribution(gift, alone) {
   const user = nodes[gift.from], rule = ruleFor(user, gift.argument), { step } = state, later = step > 0 && gift.step > step;
   return html("li", { class: later ? "later" : gift.step === step ? "arriving" : null },
     html("span", { class: "step" }, later ? `arrives at step ${gift.step}` : `step ${gift.step}`), "from ", nodeLink(gift.from), asIts(gift.argument),
-    user.kind === "part" ? html("p", { class: "muted" }, "in its own place") : rule ? [python(rule.code), summed(gift, rule), rule.whole && html("details", {}, html("summary", {}, "the whole rule"), python(rule.whole))] : missing("The source of its rule is not at hand."),
+    user.kind === "part" ? html("p", { class: "muted" }, "in its own place") : rule ? [python(rule.code), summed(gift), rule.whole && html("details", {}, html("summary", {}, "the whole rule"), python(rule.whole))] : missing("The source of its rule is not at hand."),
     later || alone ? "" : amount(gift.value));
 }
 
@@ -242,7 +241,7 @@ function gradientNow(node) {
   return [html("p", { class: "so-far" }, soFar(node)),
     html("ol", { class: "arrivals" }, lines.slice(0, MANY)),
     lines.length > MANY ? html("details", {}, html("summary", {}, `${lines.length - MANY} more`), html("ol", { class: "arrivals" }, lines.slice(MANY))) : "",
-    given.some((gift) => ruleFor(nodes[gift.from], gift.argument)) ? html("p", { class: "place" }, html("code", {}, "gy"), " is the gradient of the user’s own result.") : "",
+    given.some((gift) => ruleFor(nodes[gift.from], gift.argument)) ? html("p", { class: "place" }, html("code", {}, "gy"), " is the gradient of the user’s own result, ", html("code", {}, "y"), " that result.") : "",
     sum !== null ? [html("p", { class: "sum-of" }, "= sum so far"), numberTable(sum, "")] : "",
     complete ? [given.length ? html("p", { class: "sum-of" }, alone ? "= its gradient" : node.sums ? "= sum" : "= its gradient, each part in its own place") : "", valueBlock(node.gradient, node.op && Array.isArray(node.shape[0]) ? "It has several results; the gradient of each stands at its part." : "Its gradient was not kept in this page.", true)] : ""];
 }
