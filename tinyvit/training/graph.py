@@ -103,9 +103,7 @@ class StepGraph:
         with self.stream, cupy.cuda.using_allocator(self.memory.malloc):
             self.inputs = [namespace_of(array).empty_like(array) for array in batch]
             try:
-                if (
-                    self.update
-                ):  # its bookkeeping cannot be taken back: a rehearsal tells whether the sweep can be recorded
+                if self.update:  # cannot be taken back once it was gone through: is the sweep one that can be recorded?
                     self._capture(self._sweep)
                     self._forget_gradients()
                 with self.numbers.recorded():

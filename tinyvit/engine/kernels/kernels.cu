@@ -338,5 +338,6 @@ extern "C" __global__ void square_sum(const float *x, double *out, size count) {
 }
 
 extern "C" __global__ void ema(float *shadow, const float *p, const float *share, size count) {
-    for (size i = thread(); i < count; i += threads()) shadow[i] += *share * (p[i] - shadow[i]);
+    float by = *share;
+    for (size i = thread(); i < count; i += threads()) shadow[i] += by * (p[i] - shadow[i]);
 }
