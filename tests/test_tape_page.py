@@ -155,6 +155,13 @@ def step_to(page, step):
     )
 
 
+def arrive(page, key, go=False):
+    """Go to an address, or wait until the page shows what a link led to: it hears of a new address a moment later."""
+    if go:
+        page.evaluate("key => { location.hash = key }", key)
+    until(page, f"document.body.dataset.at === '{key}'")
+
+
 def classes(page, key):
     return card(page, key).get_attribute("class").split()
 
@@ -183,8 +190,8 @@ def step_of(node):
 def test_every_view_opens_without_a_complaint_and_fits_its_width(visit, name, look):
     page = visit(name, **look)
     for view in ("graph", "attention", "table"):
-        page.evaluate(f"location.hash = '{view}'")
-        page.locator(f"#view-{view}").wait_for()
+        arrive(page, view, go=True)
+        assert page.locator(f"#view-{view}").is_visible()
         tab = page.locator(f"nav a[href='#{view}']")
         assert tab.is_visible() == (view != "attention" or name == "vit")  # no tab where there is no ViT
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -250,13 +257,13 @@ def test_a_node_shows_all_that_is_known_of_it(visit):
     assert panel.locator("svg.histogram").count() >= 1
     assert {"selected", "item"} <= set(classes(page, "node-3"))
     panel.get_by_role("link", name="reshape #2").first.click()  # to an input …
-    page.wait_for_url("**#node-2")
+    arrive(page, "node-2")
     panel.get_by_role("link", name="linear #3").first.click()  # … and to the user of that
-    page.wait_for_url("**#node-3")
+    arrive(page, "node-3")
     page.go_back()
     page.go_back()
-    assert page.url.endswith("#node-3")
-    until(page, "document.querySelector('#panel h2').textContent.includes('#3')")
+    arrive(page, "node-3")
+    assert "#3" in page.locator("#panel h2").inner_text()
     page.click("#panel .close")
     assert page.locator("#graph .selected").count() == 0
 
@@ -294,12 +301,12 @@ def test_a_gradient_is_explained_by_what_arrived_by_which_rule(visit):
     assert page.locator("#gradient-now .sum-of").inner_text() == "= sum"
     assert page.locator("#gradient-now > .numbers td").inner_text() == "10.39"
     lines.nth(1).get_by_role("link").click()  # a node with one user: its rule, and the gradient once
-    page.wait_for_url("**#node-2")
+    arrive(page, "node-2")
     assert page.locator("#gradient-now .arrivals > li").count() == 1
     assert page.locator("#gradient-now td").all_inner_texts() == ["1"]
     assert "a gradient of one" not in page.locator("#panel").inner_text()
-    page.evaluate("location.hash = 'node-4'")
-    page.locator("#gradient-now", has_text="The sweep starts here, with a gradient of one.").wait_for()
+    arrive(page, "node-4", go=True)
+    assert "The sweep starts here, with a gradient of one." in page.locator("#gradient-now").inner_text()
 
 
 def test_the_panel_follows_the_scrubber(visit):
@@ -369,8 +376,7 @@ def test_equations_of_the_part_and_of_the_argument(visit, files):
     assert page.locator("#panel .wide >> visible=true").count() == 6
     assert page.evaluate("(p => p.scrollWidth <= p.clientWidth)(document.getElementById('panel'))")
     for node, expected in ((18, [1, 4]), (weight_of(14), [3]), (weight_of(18), [4])):
-        page.evaluate(f"location.hash = 'node-{node}'")
-        page.locator("#panel h2", has_text=f"#{node}").wait_for()
+        arrive(page, f"node-{node}", go=True)
         assert shown() == expected
     equations[0] |= {"parts": ["proj"], "rules": [""]}  # where the data say it, the title is not asked
     equations[4] |= {"parts": ["qkv"], "rules": ["weight"]}
@@ -386,8 +392,7 @@ def weight_of(node):
 def test_rules_wrap_and_uses_are_named(visit):
     page = visit(address="#node-14")
     assert page.eval_on_selector_all("#panel pre", "all => all.every(pre => pre.scrollWidth <= pre.clientWidth)")
-    page.evaluate(f"location.hash = 'node-{weight_of(14)}'")
-    page.locator("#panel h2", has_text=f"#{weight_of(14)}").wait_for()
+    arrive(page, f"node-{weight_of(14)}", go=True)
     assert page.locator("#panel .outputs").inner_text() == "linear #14 as its weight → 2×5×48"
 
 
@@ -428,10 +433,10 @@ def test_an_address_of_nothing_says_so(visit):
     panel = page.locator("#panel")
     assert "There is no node #999 in this tape: its nodes are #0 to #4." in panel.inner_text()
     assert "WHAT KEEPS MOST" not in panel.inner_text()  # nothing does
-    page.evaluate("location.hash = 'scope-7'")
-    panel.get_by_text("There is no part 7 in this tape").wait_for()
-    page.evaluate("location.hash = 'node-4'")
-    panel.locator("h2", has_text="add").wait_for()
+    arrive(page, "scope-7", go=True)
+    assert "There is no part 7 in this tape" in panel.inner_text()
+    arrive(page, "node-4", go=True)
+    assert "add" in panel.locator("h2").inner_text()
     assert not panel.get_by_text("There is no").is_visible()
 
 
@@ -505,7 +510,7 @@ def test_memory_over_time_names_the_line(visit):
     page.mouse.move(x, chart["y"] + 40)
     assert "multi_head_attention #15 — tinyvit/layers/encoder.py:83" in page.locator("#memory-now").inner_text()
     page.mouse.click(x, chart["y"] + 40)
-    page.wait_for_url("**#node-15")
+    arrive(page, "node-15")
 
 
 def test_the_maps_of_a_patch_under_the_pointer_and_by_keyboard(visit):
@@ -586,8 +591,8 @@ def test_search_by_op_name_line_shape_and_flag(visit):
         else:
             assert page.locator("#results [role=option]").first.get_attribute("aria-selected") == "true"
             page.keyboard.press("Enter")
-            page.wait_for_url(f"**#node-{node}")
-            card(page, f"node-{node}").wait_for()
+            arrive(page, f"node-{node}")
+            assert card(page, f"node-{node}").is_visible()
         assert not page.locator("#results").is_visible()
     page.fill("#search", "mlp")
     assert page.locator("#results [role=option]").count() == 16  # two layers of four parameters, three ops and a line
@@ -612,7 +617,7 @@ def test_the_table_is_the_whole_tape_as_text(visit):
     assert "multi_head_attention" in rows.nth(15).inner_text()
     assert "tinyvit/layers/encoder.py:83" in rows.nth(15).inner_text()
     rows.nth(26).get_by_role("link", name="#26").click()
-    page.wait_for_url("**#node-26")
+    arrive(page, "node-26")
     assert page.locator("#view-graph").is_visible()
 
 
@@ -686,8 +691,7 @@ def test_what_is_not_known_is_said(visit):
     step_to(page, 3)
     assert "⊕ 2/2" in card(page, "node-0").locator(".sum").inner_html()
     assert card(page, "node-4").locator(".sum").count() == 0
-    page.evaluate("location.hash = 'attention'")
-    page.locator("#view-attention").wait_for()
+    arrive(page, "attention", go=True)
     assert "No attention was recorded" in page.locator("#view-attention").inner_text()
 
 
@@ -750,9 +754,10 @@ def test_many_layers_open_and_step_fast_enough_to_watch(visit, files):
     rendered = page.eval_on_selector_all("#graph .item", "all => all.filter(i => i.getClientRects().length).length")
     assert rendered < 120  # what lies outside the stage costs nothing
     milliseconds = page.evaluate(
-        "() => { const s = document.getElementById('scrub'), t = performance.now(), event = new Event('input');"
-        " for (let i = 1; i <= 60; i++) { s.value = i; s.dispatchEvent(event); document.body.offsetHeight }"
-        " return (performance.now() - t) / 60 }"
+        "() => { const s = document.getElementById('scrub'), event = new Event('input'), took = [];"
+        " for (let i = 1; i <= 61; i++) { const t = performance.now(); s.value = i; s.dispatchEvent(event);"
+        " document.body.offsetHeight; took.push(performance.now() - t) }"
+        " return took.sort((a, b) => a - b)[30] }"
     )
     assert milliseconds < 25  # 3 on a quiet machine; 50 and more when each step lays out all of the graph
 
@@ -827,8 +832,8 @@ def test_a_real_tape_opens_every_node_and_plays_to_its_end(browser, visit, files
     tape = json.loads(page.locator("#tape").text_content())
     steps = len(tape["sweep"])
     for node in tape["nodes"]:
-        page.evaluate(f"location.hash = 'node-{node['id']}'")
-        page.wait_for_function(f"document.getElementById('panel').textContent.includes('#{node['id']}')")
+        arrive(page, f"node-{node['id']}", go=True)
+        assert f"#{node['id']}" in page.locator("#panel").inner_text()
         if node["kind"] == "op":
             code = page.locator("#panel pre").all_inner_texts()
             assert any(rule["code"].strip()[:20] in text for text in code for rule in tape["ops"][node["op"]]["rules"])

@@ -5,16 +5,14 @@
 // What is shown follows from the address, so that links, "back" and reloading all work. Arrow keys replace the
 // address instead of adding to it: "back" should not walk each of their steps again.
 function go(hash, replace = false) {
-  if (location.hash === `#${hash}`) return route();
-  if (replace) {
-    history.replaceState(null, "", `#${hash}`);
-    route();
-  } else location.hash = hash; // and hashchange routes
+  if (location.hash !== `#${hash}`) history[replace ? "replaceState" : "pushState"](null, "", `#${hash}`);
+  route();
 }
 
 function route() {
   const hash = location.hash.slice(1), [, kind, id] = hash.match(/^(node|scope)-(\d+)$/) ?? [];
   const exists = kind === "node" ? nodes[id] : kind === "scope" ? scopes[id] && id !== "0" && !shown[id].flat : null;
+  document.body.dataset.at = hash; // for the tests: the address that is shown, which follows a link a moment later
   const view = ["attention", "table"].includes(hash) ? hash : "graph", changed = document.body.dataset.view !== view;
   document.body.dataset.view = view;
   $("dock").hidden = view !== "graph";
