@@ -7,18 +7,42 @@ is ever downloaded: ``digits`` is part of the package, and all else is read from
 
 from tinyvit.data.datasets import DATASETS, DataError, Dataset, Split, digits, load_dataset, load_npz
 from tinyvit.data.loader import Loader, preprocess
-from tinyvit.data.transforms import AUGMENTATIONS, Augmentation, RandomAffine, augmentation, warp
+from tinyvit.data.transforms import (
+    AUGMENTATIONS,
+    Augmentation,
+    ColorJitter,
+    CutMix,
+    Mixup,
+    RandAugment,
+    RandomAffine,
+    RandomCrop,
+    RandomErasing,
+    RandomFlip,
+    RandomResizedCrop,
+    augmentation,
+    augmentations,
+    warp,
+)
 
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
     "Augmentation",
+    "ColorJitter",
+    "CutMix",
     "DataError",
     "Dataset",
     "Loader",
+    "Mixup",
+    "RandAugment",
     "RandomAffine",
+    "RandomCrop",
+    "RandomErasing",
+    "RandomFlip",
+    "RandomResizedCrop",
     "Split",
     "augmentation",
+    "augmentations",
     "digits",
     "load_dataset",
     "load_npz",
