@@ -20,8 +20,7 @@ from typing import Any
 
 import tomli_w
 
-from tinyvit.data import AUGMENTATIONS, Dataset
-from tinyvit.data.datasets import DATASETS, unknown_name
+from tinyvit.data import AUGMENTATIONS, DATASETS, Dataset, unknown_name
 from tinyvit.engine.mixed_precision import PRECISIONS
 from tinyvit.training.optim import OPTIMIZERS
 from tinyvit.training.schedules import SCHEDULES
