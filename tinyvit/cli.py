@@ -21,8 +21,7 @@ from tqdm import tqdm
 
 import tinyvit
 from tinyvit import study
-from tinyvit.data import DataError, load_dataset
-from tinyvit.data.files import read_image
+from tinyvit.data import DataError, load_dataset, read_image
 from tinyvit.engine import BackendError
 from tinyvit.engine.backend import namespace_on
 from tinyvit.engine.mixed_precision import PRECISIONS

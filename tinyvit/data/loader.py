@@ -82,7 +82,7 @@ class Loader:
     Raises:
         DataError: where there would be no batch, or an argument is out of range.
 
-    >>> from tinyvit.data.datasets import digits
+    >>> from tinyvit.data import digits
     >>> data = digits()
     >>> mean, std = data.statistics()
     >>> loader = Loader(data.train, 128, mean=mean, std=std, shuffle=True)

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyvit.data import Dataset, load_dataset, preprocess
-from tinyvit.data.files import read_image
+from tinyvit.data import Dataset, load_dataset, preprocess, read_image
 from tinyvit.engine import TapeError, Tensor, ops, tensor
 from tinyvit.study.explain.document import Page, explain, facts, write
 from tinyvit.study.explain.recording import Recording, watch
