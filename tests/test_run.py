@@ -85,7 +85,7 @@ def records(folder):
 def outcome(folder):
     """All that a run's folder says, but for its times."""
     state, meta = bits(latest_checkpoint(folder / "checkpoints"))
-    metrics = [{**record, "seconds": None} for record in records(folder)]
+    metrics = [{**record, "seconds": None, "images_per_second": None} for record in records(folder)]
     meta["state"]["seconds"] = None
     return {
         "config": (folder / "config.toml").read_text(),

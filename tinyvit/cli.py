@@ -52,7 +52,6 @@ EXIT_CODES: dict[type[Exception], int] = {
     NonFiniteLossError: NON_FINITE,
 }
 RUNS = Path("runs")
-PRINTED_EPOCHS = 15  # about so many lines a run where there is no terminal for a progress bar
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.add_argument("run", type=Path, metavar="RUN", help="a run's folder, a model file or a checkpoint")
     evaluation.add_argument("--data", metavar="NAME|PATH", help="another dataset than the one it was trained on")
     evaluation.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    evaluation.add_argument("--report", type=Path, metavar="FILE.html", help="write a page about the run, too")
     evaluation.add_argument("--json", action="store_true", help="print one JSON object")
     _add_workers(evaluation)
     _add_device(evaluation)
@@ -209,15 +209,23 @@ def _train(options: argparse.Namespace) -> int:
     folder = folder or _new_folder(tables["data"].get("name", "digits"))
     run = Run(tables, folder, options.device, options.resume, options.workers, options.graph)
     _introduce(run)
-    with _progress(run.trainer) as (on_step, on_record), _stop_on_signals(run.trainer) as received:
+    with _on_signals(_interrupt):
+        with study.progress(run.trainer) as (on_step, on_record), _stop_on_signals(run.trainer) as received:
+            try:
+                final = run.train(on_step, on_record)
+            except Interrupted:
+                again = f"tinyvit train --resume --out {shlex.quote(str(folder))}"
+                print(f"tinyvit: stopped after step {run.trainer.step}; go on with: {again}", file=sys.stderr)
+                return 128 + received[0]
         try:
-            final = run.train(on_step, on_record)
-        except Interrupted:
-            number = received[0]
-            again = f"tinyvit train --resume --out {shlex.quote(str(folder))}"
-            print(f"tinyvit: stopped after step {run.trainer.step}; go on with: {again}", file=sys.stderr)
-            return 128 + number
-    pictures = _draw_pictures(run)
+            print(f"\n{study.results(run)}\n")
+            if received:  # during the last look at the test images
+                raise KeyboardInterrupt(received[0])
+            pictures = _draw_pictures(run, options.workers)
+        except KeyboardInterrupt:
+            report = f"tinyvit eval {shlex.quote(str(folder))} --report {shlex.quote(str(folder / 'report.html'))}"
+            print(f"tinyvit: the run is complete; write its report with: {report}", file=sys.stderr)
+            raise
     accuracy = f"test accuracy {final['test_accuracy']:.2%}, " if "test_accuracy" in final else ""
     print(f"{accuracy}{final['seconds']:.1f} s of training, files in {folder}/{pictures}")
     return GOOD
@@ -256,27 +264,6 @@ def _introduce(run: Run) -> None:
 
 
 @contextmanager
-def _progress(trainer: Trainer) -> Iterator[tuple[Any, Any]]:
-    """A tqdm bar on a terminal, plain lines elsewhere."""
-    steps = trainer.epochs * len(trainer.loader)
-    every = max(1, trainer.epochs // PRINTED_EPOCHS)
-    with tqdm(total=steps, initial=trainer.step, unit="step", disable=not sys.stderr.isatty()) as bar:
-
-        def on_record(record: dict[str, Any]) -> None:
-            if record["event"] != "epoch":
-                return
-            shown = {"loss": f"{record['loss']:.3f}"}
-            if "validation_accuracy" in record:
-                shown["validation"] = f"{record['validation_accuracy']:.2%}"
-            bar.set_postfix(shown)
-            if bar.disable and (record["epoch"] % every == 0 or record["epoch"] == trainer.epochs):
-                facts = ", ".join(f"{name} {value}" for name, value in shown.items())
-                print(f"epoch {record['epoch']}/{trainer.epochs}: {facts}, {record['seconds']:.1f} s", flush=True)
-
-        yield (lambda _: bar.update()), on_record
-
-
-@contextmanager
 def _stop_on_signals(trainer: Trainer) -> Iterator[list[int]]:
     """Let Ctrl-C and SIGTERM end the run after the current step; a second one ends it at once."""
     received: list[int] = []
@@ -288,33 +275,53 @@ def _stop_on_signals(trainer: Trainer) -> Iterator[list[int]]:
         trainer.stop = True
         print("\ntinyvit: finishing this step; press Ctrl-C again to stop at once", file=sys.stderr)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _on_signals(stop):
         yield received
+
+
+@contextmanager
+def _on_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Let a function answer Ctrl-C and SIGTERM."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
-def _draw_pictures(run: Run) -> str:
-    """Draw curves and attention where matplotlib is there; say what was drawn."""
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt(number)
+
+
+def _draw_pictures(run: Run, workers: int | None) -> str:
+    """Draw curves and attention and write the report where matplotlib is there; say what was written."""
     if importlib.util.find_spec("matplotlib") is None:
         return " (no pictures: pip install 'tinyvit[vision]')"
     some = run.dataset.validation if len(run.dataset.validation) else run.dataset.train
     try:
         study.draw_curves(run.metrics_path, run.folder / "curves.png")
         study.draw_attention(load_trained(run.folder), some.images[:6], run.folder / "attention.png")
+        study.write_report(run, workers=workers)
     except (OSError, ValueError) as error:  # the run itself is good
         return f" (no pictures: {error})"
-    return " (curves.png, attention.png)"
+    return " (curves.png, attention.png, report.html)"
 
 
 def _eval(options: argparse.Namespace) -> int:
     trained = load_trained(options.run, options.device)
-    dataset = load_dataset(options.data or trained.config.data.name)
-    split = getattr(dataset, options.split)
-    _check_fits(trained, dataset)
-    scores = evaluate(trained.model, evaluation_loader(trained.config, split), options.workers)
+    with _on_signals(_interrupt):
+        try:
+            dataset = load_dataset(options.data or trained.config.data.name)
+            study.check_fits(trained, dataset)
+        except (DataError, OSError):
+            if options.report and not options.data:  # what the run's files hold is worth a page
+                _report(trained, options)
+            raise
+        split = getattr(dataset, options.split)
+        scores = evaluate(trained.model, evaluation_loader(trained.config, split), options.workers)
+        if options.report:
+            _report(trained, options, dataset)
     if options.json:
         print(json.dumps({"data": dataset.name, "split": options.split, "images": len(split), **scores}))
     else:
@@ -323,18 +330,16 @@ def _eval(options: argparse.Namespace) -> int:
             f"{dataset.name} {options.split}: accuracy {scores['accuracy']:.2%} ({right} of {len(split)}), "
             f"loss {scores['loss']:.4f}"
         )
+        if options.report:
+            print(f"{options.report}: open it in a browser")
     return GOOD
 
 
-def _check_fits(trained: Any, dataset: Any) -> None:
-    model = trained.config.model
-    if (dataset.channels, *dataset.image_size) != (model.channels, model.height, model.width):
-        raise DataError(
-            f"{dataset.name} has images of {(dataset.channels, *dataset.image_size)} (C, H, W), "
-            f"but {trained.path} takes {(model.channels, model.height, model.width)}"
-        )
-    if dataset.num_classes > model.num_classes:
-        raise DataError(f"{dataset.name} has {dataset.num_classes} classes, but {trained.path} {model.num_classes}")
+def _report(trained: Any, options: argparse.Namespace, dataset: Any = None) -> None:
+    try:
+        study.write_report(trained, options.report, data=dataset, split=options.split, workers=options.workers)
+    except ImportError as error:
+        raise ConfigError("--report needs matplotlib: pip install 'tinyvit[vision]'") from error
 
 
 def _predict(options: argparse.Namespace) -> int:

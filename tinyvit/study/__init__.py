@@ -17,6 +17,8 @@ from tinyvit.study.explain import (
     watch,
 )
 from tinyvit.study.pictures import draw_attention, draw_curves
+from tinyvit.study.progress import progress, results
+from tinyvit.study.report import check_fits, write_report
 from tinyvit.study.summary import Row, summary, to_markdown, to_text, totals
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "Row",
     "Tape",
     "audit",
+    "check_fits",
     "draw_attention",
     "draw_curves",
     "equations_of",
@@ -35,10 +38,13 @@ __all__ = [
     "explain_fresh",
     "explain_run",
     "explain_script",
+    "progress",
+    "results",
     "summary",
     "tape",
     "to_markdown",
     "to_text",
     "totals",
     "watch",
+    "write_report",
 ]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tinyvit.data import preprocess
+from tinyvit.study.records import epochs_of, read_metrics
 from tinyvit.training import TrainedModel
 from tinyvit.training.evaluation import evaluating
+from tinyvit.training.trainer import Record
 
 
 def draw_curves(metrics: str | Path, out: str | Path) -> None:
@@ -21,26 +22,36 @@ def draw_curves(metrics: str | Path, out: str | Path) -> None:
         ValueError: the metrics hold no epoch.
     """
     figure_class = _figure_class()
-    records = [json.loads(line) for line in Path(metrics).read_text(encoding="utf-8").splitlines()]
-    epochs = [r for r in records if r["event"] == "epoch"]
-    if not epochs:
+    records = read_metrics(metrics)
+    if not epochs_of(records):
         raise ValueError(f"{metrics} holds no epoch to draw")
-    final: dict[str, Any] = next((r for r in records if r["event"] == "final"), {})
     figure = figure_class(figsize=(10, 3.2), layout="constrained")
-    loss, accuracy, lr = figure.subplots(1, 3)
-    _line(loss, epochs, "loss", "training (augmented, smoothed)")
-    _line(loss, epochs, "validation_loss", "validation")
-    loss.set(title="loss (nats)", xlabel="epoch", yscale="log")
-    _line(accuracy, epochs, "train_accuracy", "training (augmented)")
-    _line(accuracy, epochs, "validation_accuracy", "validation")
-    if "test_accuracy" in final:
-        accuracy.plot(epochs[-1]["epoch"], final["test_accuracy"], "k*", label=f"test {final['test_accuracy']:.1%}")
-    accuracy.set(title="accuracy", xlabel="epoch")
-    _line(lr, epochs, "lr", None)
-    lr.set(title="learning rate", xlabel="epoch")
-    for axes in (loss, accuracy):
-        axes.legend(fontsize="small")
+    for axes, curve in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
+        draw_curve(axes, curve, records)
     figure.savefig(out, dpi=120)
+
+
+CURVES: dict[str, dict[str, str | None]] = {
+    "loss (nats)": {"loss": "training (augmented, smoothed)", "validation_loss": "validation"},
+    "accuracy": {"train_accuracy": "training (augmented)", "validation_accuracy": "validation"},
+    "learning rate": {"lr": None},
+}
+"""Title → key of an epoch's record → label."""
+
+
+def draw_curve(axes: Any, curve: str, records: list[Record]) -> None:
+    """Draw one of the `CURVES` into matplotlib's axes."""
+    epochs = epochs_of(records)
+    for key, label in CURVES[curve].items():
+        points = [(r["epoch"], r[key]) for r in epochs if key in r]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) == 1 else None)
+    final = records[-1]
+    if curve == "accuracy" and "test_accuracy" in final:
+        axes.plot(epochs[-1]["epoch"], final["test_accuracy"], "k*", label=f"test {final['test_accuracy']:.1%}")
+    axes.set(title=curve, xlabel="epoch", yscale="log" if curve.startswith("loss") else "linear")
+    if len(CURVES[curve]) > 1:
+        axes.legend(fontsize="small")
 
 
 def draw_attention(trained: TrainedModel, images: np.ndarray, out: str | Path) -> None:
@@ -57,22 +68,29 @@ def draw_attention(trained: TrainedModel, images: np.ndarray, out: str | Path) -
         ImportError: matplotlib is not installed.
         ValueError: matplotlib writes no files of this kind.
     """
+    attention_figure(trained, images).savefig(out, dpi=120)
+
+
+def attention_figure(trained: TrainedModel, images: np.ndarray) -> Any:
+    """Return matplotlib's figure that `draw_attention` saves: a row an image, a column a layer."""
     figure_class = _figure_class()
     maps = attention_maps(trained, images)  # (n, L, rows, columns)
     n, depth = maps.shape[:2]
     height, width = images.shape[2:]
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     figure = figure_class(figsize=(1.3 * (depth + 1), 1.4 * n + 0.3), layout="constrained")
     for row, axes in enumerate(figure.subplots(n, depth + 1, squeeze=False)):
         shown = images[row].transpose(1, 2, 0) if len(images[row]) in (3, 4) else images[row].mean(axis=0)
         axes[0].imshow(shown, cmap="gray")
         for layer, a in enumerate(axes[1:]):
+            a.imshow(np.full((1, 1, 3), 255, np.uint8), extent=extent)  # white below, on a dark page too
             a.imshow(shown, cmap="gray", alpha=0.4)
-            a.imshow(maps[row, layer], cmap="magma", alpha=0.6, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+            a.imshow(maps[row, layer], cmap="magma", alpha=0.6, extent=extent)
         for layer, a in enumerate(axes):
             a.set_axis_off()
             if row == 0:
                 a.set_title("image" if layer == 0 else f"layer {layer}", fontsize="small")
-    figure.savefig(out, dpi=120)
+    return figure
 
 
 def attention_maps(trained: TrainedModel, images: np.ndarray) -> np.ndarray:
@@ -99,9 +117,3 @@ def _figure_class() -> Any:
     from matplotlib.figure import Figure
 
     return Figure
-
-
-def _line(axes: Any, epochs: list[dict[str, Any]], key: str, label: str | None) -> None:
-    points = [(r["epoch"], r[key]) for r in epochs if key in r]
-    if points:
-        axes.plot(*zip(*points, strict=True), label=label)

@@ -74,7 +74,7 @@ class Trainer:
     >>> optimizer = AdamW(model.named_parameters(), lr=1e-2)
     >>> trainer = Trainer(model, optimizer, cosine(1e-2, total=2 * len(loader)), loader, epochs=2)
     >>> [sorted(record) for record in trainer.run()]
-    [['epoch', 'event', 'loss', 'lr', 'seconds', 'step', 'train_accuracy'], [...]]
+    [['epoch', 'event', 'images_per_second', 'loss', 'lr', 'seconds', 'step', 'train_accuracy'], [...]]
     """
 
     def __init__(
@@ -124,6 +124,7 @@ class Trainer:
             Interrupted: `stop` was set.
         """
         while self.epoch < self.epochs:
+            began, before = time.perf_counter(), self._totals.seen
             for raw in on_device(self.loader.raw(self.epoch, self.batch), self.model.device):
                 started = time.perf_counter()
                 images, labels = self.loader.finish(*raw, self.epoch, self.batch)
@@ -134,7 +135,7 @@ class Trainer:
                     on_step(self)
                 if self.stop:
                     raise Interrupted
-            yield self._end_epoch()
+            yield self._end_epoch(began, before)
 
     def train_step(self, images: Any, labels: Any) -> None:
         """Forward, backward, update: one step on one batch."""
@@ -185,8 +186,14 @@ class Trainer:
         if self.model.device == "cpu" and not math.isfinite(number):
             raise NonFiniteLossError(self._non_finite(what))
 
-    def _end_epoch(self) -> Record:
-        loss, accuracy = self._totals.means()
+    @property
+    def running(self) -> tuple[float, float] | None:
+        """Mean loss and accuracy of the epoch so far, None before its first step; to look waits for a GPU."""
+        return self._totals.means() if self._totals.seen else None
+
+    def _end_epoch(self, began: float, before: int) -> Record:
+        loss, accuracy = self._totals.means()  # waits for a GPU, so that the time is that of the work
+        seconds, images = time.perf_counter() - began, self._totals.seen - before
         if not math.isfinite(loss):
             raise NonFiniteLossError(self._non_finite("loss"))
         record = {
@@ -198,6 +205,8 @@ class Trainer:
             "lr": self.lr,
             "seconds": round(self.seconds, 3),
         }
+        if images:  # none if the run was stopped after the last step of this epoch
+            record["images_per_second"] = round(images / seconds, 1)
         self.epoch, self.batch, self._totals = self.epoch + 1, 0, _Totals()
         if self.validation:
             scores = self.evaluate(self.validation)

@@ -26,6 +26,7 @@ from tinyvit.training.checkpoint import write_atomically
 
 VERSION = 1
 FILES = Path(__file__).parent / "page"
+PALETTE = Path(__file__).parents[1] / "palette.css"
 SCRIPTS = ("helpers", "model", "layout", "drawing", "sweep", "panel", "attention", "finding", "routes")  # in this order
 
 
@@ -347,7 +348,7 @@ def assembled(data: dict[str, Any]) -> str:
     """The HTML file: page.html with its styles, its scripts, what it borrows from others, and the facts."""
     parts = {
         "{{title}}": html.escape(data["title"]),
-        "/*{{page.css}}*/": _read("page.css"),
+        "/*{{page.css}}*/": PALETTE.read_text(encoding="utf-8") + _read("page.css"),
         "/*{{vendor}}*/": "\n".join(path.read_text(encoding="utf-8") for path in sorted(FILES.glob("vendor/*.js"))),
         "/*{{script}}*/": "\n".join(_read(f"script/{name}.js") for name in SCRIPTS),
         "{{data}}": as_json(data),
