@@ -23,10 +23,9 @@ from typing import Any
 import _common
 import numpy as np
 
-from tinyvit.data import load_dataset
-from tinyvit.training.config import Config, merge, read_toml
+from tinyvit.training.config import Config, merge, open_dataset, read_toml, resolve
 from tinyvit.training.flat import decays
-from tinyvit.training.run import evaluation_loader, make_schedule, make_trainer, reading, resolve
+from tinyvit.training.run import evaluation_loader, make_schedule, make_trainer
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 WHO = ("tinyvit", "pytorch")
@@ -72,7 +71,8 @@ def pytorch_run(recipe: Path, seed: int) -> dict[str, Any]:
             start = time.perf_counter()
             optimizer.zero_grad()
             logits = model(torch.from_numpy(images))
-            F.cross_entropy(logits, torch.from_numpy(labels), label_smoothing=t.label_smoothing).backward()
+            loss: Any = F.cross_entropy(logits, torch.from_numpy(labels), label_smoothing=t.label_smoothing)
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), t.clip_norm or float("inf"))
             for group in optimizer.param_groups:
                 group["lr"] = schedule(step)
@@ -101,7 +101,7 @@ def _accuracy(model: Any, loader: Any) -> float:
 def resolved(recipe: Path, seed: int) -> tuple[Config, Any]:
     """Return the recipe's config, and its data."""
     tables = merge(read_toml(recipe), {"training": {"seed": seed}})
-    dataset = load_dataset(tables["data"]["name"], reading(tables))
+    dataset = open_dataset(tables)
     return resolve(tables, dataset), dataset
 
 
@@ -121,9 +121,15 @@ def main() -> None:
             if any((row["who"], row["seed"]) == (who, seed) for row in rows):
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                made = tinyvit_run(recipe, seed, Path(folder) / "run") if who == "tinyvit" else pytorch_run(recipe, seed)
+                made = (
+                    tinyvit_run(recipe, seed, Path(folder) / "run") if who == "tinyvit" else pytorch_run(recipe, seed)
+                )
             rows.append({"who": who, "seed": seed, **made})
-            mean = {w: round(statistics.mean(a), 5) for w in WHO if (a := [r["test_accuracy"] for r in rows if r["who"] == w])}
+            mean = {
+                w: round(statistics.mean(a), 5)
+                for w in WHO
+                if (a := [r["test_accuracy"] for r in rows if r["who"] == w])
+            }
             result = {"recipe": recipe.name, "rows": rows, "mean_test_accuracy": mean}
             print(_common.save(name, result, given.out), rows[-1], flush=True)
 

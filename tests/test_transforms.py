@@ -187,8 +187,9 @@ def test_a_resized_crop_of_a_batch_shows_its_box():
     crop = RandomResizedCrop(0.25, 0.25, ratio=1.0)
     changed = crop(images, generator(5))[0]
     left, top, right, bottom = (64 * side for side in crop.boxes(1, generator(5))[0](1, 1))
-    np.testing.assert_allclose(changed[0, :, 0] * 63 + 0.5, top + (np.arange(64) + 0.5) * (bottom - top) / 64, atol=1e-3)
-    np.testing.assert_allclose(changed[1, 0] * 63 + 0.5, left + (np.arange(64) + 0.5) * (right - left) / 64, atol=1e-3)
+    centres = (np.arange(64) + 0.5) / 64
+    np.testing.assert_allclose(changed[0, :, 0] * 63 + 0.5, top + centres * (bottom - top), atol=1e-3)
+    np.testing.assert_allclose(changed[1, 0] * 63 + 0.5, left + centres * (right - left), atol=1e-3)
 
 
 @given(st.integers(0, 2**32))

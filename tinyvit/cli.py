@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 import tinyvit
 from tinyvit import study
-from tinyvit.data import DataError, load_dataset, read_image
+from tinyvit.data import DataError, read_image
+from tinyvit.data.datasets import ON_BAD_IMAGE
 from tinyvit.engine import BackendError
 from tinyvit.engine.backend import namespace_on
 from tinyvit.engine.mixed_precision import PRECISIONS
@@ -37,7 +38,7 @@ from tinyvit.training import (
     predict,
     top_k,
 )
-from tinyvit.training.config import merge, parse_assignments, read_toml
+from tinyvit.training.config import merge, open_dataset, parse_assignments, read_toml, resolve
 from tinyvit.training.run import continue_config, evaluation_loader, read_model_config
 from tinyvit.vit import ViTConfig
 
@@ -86,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     train = command("train", _train, "train a ViT; without arguments, on the digits that come with tinyvit")
-    train.add_argument("--data", metavar="NAME|PATH", help="a dataset's name, or an .npz file in MedMNIST's layout")
+    train.add_argument("--data", metavar="NAME|PATH", help="what to train on: `tinyvit data list` says what there is")
     train.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
     train.add_argument("--seed", type=int, metavar="N", help="of weights, order, augmentation and dropout")
     train.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (a new one in runs/ if left out)")
@@ -95,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="one value of the config: training.lr=1e-3"
     )
+    train.add_argument("--print-config", action="store_true", help="print the config, with its gaps filled, and stop")
+    train.add_argument("--on-bad-image", choices=ON_BAD_IMAGE, help="what becomes of unusable image files (raise)")
+    _add_offline(train)
     train.add_argument("--precision", choices=PRECISIONS, help="what a GPU computes in (fp32)")
     train.add_argument("--graph", action="store_true", help="launch a step on a GPU as one CUDA graph: small models")
     _add_workers(train)
@@ -104,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.add_argument("run", type=Path, metavar="RUN", help="a run's folder, a model file or a checkpoint")
     evaluation.add_argument("--data", metavar="NAME|PATH", help="another dataset than the one it was trained on")
     evaluation.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    _add_offline(evaluation)
     evaluation.add_argument("--report", type=Path, metavar="FILE.html", help="write a page about the run, too")
     evaluation.add_argument("--json", action="store_true", help="print one JSON object")
     _add_workers(evaluation)
@@ -170,6 +175,10 @@ def _add_device(parser: argparse.ArgumentParser, default: str = "auto") -> None:
     )
 
 
+def _add_offline(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--offline", action="store_true", help="download nothing, not even data asked for by name")
+
+
 def _add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
@@ -197,6 +206,7 @@ def _train(options: argparse.Namespace) -> int:
         ("training", "epochs", options.epochs),
         ("training", "seed", options.seed),
         ("training", "precision", options.precision),
+        ("data", "on_bad_image", options.on_bad_image),
     ):
         if value is not None:
             flags[table][key] = value
@@ -206,8 +216,11 @@ def _train(options: argparse.Namespace) -> int:
         parse_assignments(options.set),
         flags,
     )
+    if options.print_config:
+        print(resolve(tables, open_dataset(tables, offline=options.offline)).to_toml(), end="")
+        return GOOD
     folder = folder or _new_folder(tables["data"].get("name", "digits"))
-    run = Run(tables, folder, options.device, options.resume, options.workers, options.graph)
+    run = Run(tables, folder, options.device, options.resume, options.workers, options.graph, options.offline)
     _introduce(run)
     with _on_signals(_interrupt):
         with study.progress(run.trainer) as (on_step, on_record), _stop_on_signals(run.trainer) as received:
@@ -312,7 +325,7 @@ def _eval(options: argparse.Namespace) -> int:
     trained = load_trained(options.run, options.device)
     with _on_signals(_interrupt):
         try:
-            dataset = load_dataset(options.data or trained.config.data.name)
+            dataset = open_dataset(trained.config.to_dict(), options.data, options.offline)
             study.check_fits(trained, dataset)
         except (DataError, OSError):
             if options.report and not options.data:  # what the run's files hold is worth a page
@@ -347,7 +360,8 @@ def _predict(options: argparse.Namespace) -> int:
         raise ConfigError(f"--top is {options.top}; it must be at least 1")
     trained = load_trained(options.run, options.device)
     model, data = trained.config.model, trained.config.data
-    images = np.stack([read_image(path, model.channels, (model.height, model.width)) for path in options.images])
+    seen = (model.channels, (model.height, model.width), data.crop_ratio, data.interpolation)
+    images = np.stack([read_image(path, *seen) for path in options.images])
     probabilities = predict(trained.model, images, data.mean, data.std, workers=options.workers)
     answers = top_k(probabilities, trained.classes, options.top)
     if options.attention:

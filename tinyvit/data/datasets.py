@@ -5,15 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from tinyvit.data.images import ImageFiles
-
 PARTS = ("training", "validation", "test")  # the three splits, as messages call them
 INTERPOLATIONS = ("box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's filters that do not alias
+ON_BAD_IMAGE = ("raise", "skip")
 SAMPLE = 1024  # images in files that `Dataset.statistics` looks at
 
 
@@ -53,7 +51,7 @@ class Split:
     5
     """
 
-    images: np.ndarray | ImageFiles
+    images: Any
     labels: np.ndarray
 
     def __post_init__(self) -> None:
@@ -228,8 +226,8 @@ class Reading:
             raise DataError(f"crop_ratio is {self.crop_ratio}; it must be above 0 and at most 1")
         if self.interpolation not in INTERPOLATIONS:
             raise unknown_name("interpolation", self.interpolation, INTERPOLATIONS)
-        if self.on_bad_image not in ("raise", "skip"):
-            raise unknown_name("on_bad_image", self.on_bad_image, ("raise", "skip"))
+        if self.on_bad_image not in ON_BAD_IMAGE:
+            raise unknown_name("on_bad_image", self.on_bad_image, ON_BAD_IMAGE)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import tomli_w
 
-from tinyvit.data import DATASETS, DataError, Dataset, Reading, augmentations, unknown_name
+from tinyvit.data import DATASETS, DataError, Dataset, Reading, augmentations, load_dataset, unknown_name
 from tinyvit.engine.mixed_precision import PRECISIONS
 from tinyvit.training.optim import OPTIMIZERS
 from tinyvit.training.schedules import SCHEDULES
@@ -245,6 +245,17 @@ def reading(tables: Mapping[str, Mapping[str, Any]], offline: bool = False) -> R
         return Reading(**asked, offline=offline)
     except DataError as error:
         raise ConfigError(str(error)) from error
+
+
+def open_dataset(
+    tables: Mapping[str, Mapping[str, Any]], name: str | Path | None = None, offline: bool = False
+) -> Dataset:
+    """Return the data that the tables describe, or another of that `name` or path, read as they want it read.
+
+    Raises:
+        DataError, ConfigError: the data, or the way to read it, cannot be used.
+    """
+    return load_dataset(name or tables["data"].get("name", DataConfig.name), reading(tables, offline))
 
 
 def resolve(tables: Mapping[str, Mapping[str, Any]], dataset: Dataset) -> Config:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyvit.data import Dataset, Loader, augmentations, load_dataset
+from tinyvit.data import Dataset, ImageFiles, Loader, augmentations
 from tinyvit.training.checkpoint import (
     CheckpointError,
     checkpoint_path,
@@ -31,7 +31,16 @@ from tinyvit.training.checkpoint import (
     save_model,
     write_atomically,
 )
-from tinyvit.training.config import Config, ConfigError, DataConfig, TrainingConfig, merge, read_toml, reading, resolve
+from tinyvit.training.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    TrainingConfig,
+    merge,
+    open_dataset,
+    read_toml,
+    resolve,
+)
 from tinyvit.training.ema import EMA
 from tinyvit.training.optim import OPTIMIZERS, Optimizer
 from tinyvit.training.schedules import Schedule, constant, cosine, step_decay
@@ -50,7 +59,7 @@ class Run:
         tables: the config; what it leaves open is filled in.
         folder: where the run is written.
         device: "cpu", "gpu" or "auto".
-        workers: threads that compute the shards of a batch; one a core if None.
+        workers: threads that compute the shards of a batch, and as many that decode images; one a core if None.
         graph: on a GPU, launch a step as one CUDA graph.
         offline: download nothing, not even a dataset that is asked for by name.
         resume: go on from the folder's newest checkpoint; without one, start.
@@ -76,7 +85,11 @@ class Run:
         if not resume and ((self.folder / "checkpoints").exists() or self._model_path.exists()):
             raise ConfigError(f"{self.folder} holds a run already: go on with it by --resume, or choose another --out")
         tables = merge(tables)
-        self.dataset = load_dataset(tables["data"].get("name", "digits"), reading(tables, offline))
+        self.dataset = open_dataset(tables, offline=offline)
+        if workers:
+            for split in (self.dataset.train, self.dataset.validation, self.dataset.test):
+                if isinstance(split.images, ImageFiles):
+                    split.images.workers = workers
         self.config = resolve(tables, self.dataset)
         self.trainer = make_trainer(self.config, self.dataset, device, workers, graph)
         self.resumed_from: Path | None = None
@@ -352,7 +365,7 @@ def read_model_config(path: Path) -> ViTConfig:
     """
     tables = merge(read_toml(path))
     if len(tables["model"]) < len(fields(ViTConfig)):
-        return resolve(tables, load_dataset(tables["data"].get("name", "digits"), reading(tables))).model
+        return resolve(tables, open_dataset(tables)).model
     try:
         return ViTConfig(**tables["model"])  # a run's own config is whole, and its data may be gone
     except ValueError as error:

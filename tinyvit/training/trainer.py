@@ -125,9 +125,9 @@ class Trainer:
         """
         while self.epoch < self.epochs:
             began, before = time.perf_counter(), self._totals.seen
-            for raw in on_device(self.loader.raw(self.epoch, self.batch), self.model.device):
+            for images, labels in on_device(self.loader.raw(self.epoch, self.batch), self.model.device):
                 started = time.perf_counter()
-                images, labels = self.loader.finish(*raw, self.epoch, self.batch)
+                images, labels = self.loader.finish(images, labels, self.epoch, self.batch)
                 with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is told in one sentence
                     self.train_step(images, labels)
                 self.seconds += time.perf_counter() - started

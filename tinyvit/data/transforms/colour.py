@@ -30,7 +30,7 @@ def grey(images: Array) -> Array:
     xp = namespace_of(images)
     if images.shape[1] != 3:
         return images.mean(axis=1, keepdims=True)
-    return (images * xp.asarray(np.float32(LUMA)).reshape(3, 1, 1)).sum(axis=1, keepdims=True)
+    return (images * xp.asarray(np.array(LUMA, np.float32)).reshape(3, 1, 1)).sum(axis=1, keepdims=True)
 
 
 def brightness(images: Array, factor: np.ndarray) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -230,9 +231,9 @@ class RandomResizedCrop:
     def boxes(self, n: int, rng: np.random.Generator) -> list[Callable[[int, int], Box]]:
         """Draw for n pictures whose size is not known yet: box(width, height) tells the part."""
         tries = rng.random((n, 10, 4))
-        return [lambda width, height, t=t: self._box(width, height, t) for t in tries]
+        return [partial(self._box, t) for t in tries]
 
-    def _box(self, width: int, height: int, tries: np.ndarray) -> Box:
+    def _box(self, tries: np.ndarray, width: int, height: int) -> Box:
         for area, stretch, right, down in tries.tolist():
             size = width * height * (self.smallest + area * (self.largest - self.smallest))
             ratio = self.ratio ** (2 * stretch - 1)

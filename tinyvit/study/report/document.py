@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import tinyvit
-from tinyvit.data import DataError, Dataset, Split, load_dataset
+from tinyvit.data import DataError, Dataset, Split, digits
 from tinyvit.study.explain.values import picture, png
 from tinyvit.study.machine import machine
 from tinyvit.study.pictures import CURVES, attention_figure, draw_curve
@@ -33,7 +33,7 @@ from tinyvit.study.report.answers import (
 )
 from tinyvit.training import Config, Run, TrainedModel, load_trained
 from tinyvit.training.checkpoint import write_atomically
-from tinyvit.training.config import merge, resolve
+from tinyvit.training.config import merge, open_dataset, resolve
 from tinyvit.training.trainer import Record
 
 STYLES = (Path(__file__).parents[1] / "palette.css", Path(__file__).with_name("report.css"))
@@ -152,7 +152,7 @@ def _device(run: Any, device: str) -> str:
 def _dataset(trained: TrainedModel, data: Any) -> tuple[Dataset | None, str]:
     """The dataset, or why there is none."""
     try:
-        dataset = data if isinstance(data, Dataset) else load_dataset(data or trained.config.data.name)
+        dataset = data if isinstance(data, Dataset) else open_dataset(trained.config.to_dict(), data)
         check_fits(trained, dataset)
     except (DataError, OSError) as error:
         if data is not None:
@@ -576,7 +576,7 @@ OF_THE_DATA = {
 
 
 def _config(f: Facts) -> str:
-    defaults = resolve(merge(), load_dataset("digits")).to_dict()
+    defaults = resolve(merge(), digits()).to_dict()
     tables = ""
     for table, values in f.config.to_dict().items():
         rows = ""
