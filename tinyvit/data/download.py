@@ -1,4 +1,4 @@
-"""Downloading a file whose size and digest are known: resumed, from the next mirror if need be, checked, then renamed."""
+"""Downloading a file of known size and digest: resumed, from the next mirror if need be, checked, then renamed."""
 
 from __future__ import annotations
 

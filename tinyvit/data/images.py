@@ -31,11 +31,15 @@ DRAFT = 2.0  # a picture is decoded smaller where it is still this many times as
 DRAFTED = ("JPEG", "MPO")
 
 ORIENTATION = 0x0112  # of EXIF: 1 is upright, and these are the turns that make it so
-TURNS = dict(
-    enumerate(
-        ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"], 2
-    )
-)
+TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 SIDEWAYS, X_REVERSED, Y_REVERSED = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
 
 Box = Callable[[int, int], tuple[float, float, float, float]]
@@ -220,14 +224,14 @@ def open_picture(path: str | Path, by_name: bool = True) -> Any:
     Raises:
         BadImage: it is missing, empty, no picture, a decompression bomb or, `by_name`, mislabelled.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         data = Path(path).read_bytes()  # at once, so that no file stays open
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except FileNotFoundError:
         raise BadImage("does not exist") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise BadImage("is empty" if not data else f"is none of {', '.join(FORMATS)}, or has a damaged head") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(f"is a decompression bomb: {error}") from error
@@ -236,7 +240,7 @@ def open_picture(path: str | Path, by_name: bool = True) -> Any:
     if Image.MAX_IMAGE_PIXELS and math.prod(picture.size) > Image.MAX_IMAGE_PIXELS:
         limit = f"Pillow's MAX_IMAGE_PIXELS are {Image.MAX_IMAGE_PIXELS:,}"
         raise BadImage(f"is a decompression bomb of {picture.width} × {picture.height} pixels: {limit}")
-    format = SAME_FORMAT.get(picture.format, picture.format)
+    format = SAME_FORMAT.get(picture.format or "", picture.format)
     if by_name and EXTENSIONS.get(Path(path).suffix.lower(), format) != format:
         raise BadImage(f"is mislabelled: its contents are {format}")
     return picture

@@ -37,6 +37,7 @@ class Layout:
 
     @property
     def files(self) -> tuple[str, ...]:
+        """All of them."""
         return (*self.train, self.test, self.names)
 
 
@@ -206,7 +207,7 @@ class _Unpickler(pickle.Unpickler):
 def _unpickle(name: str, data: bytes) -> dict[str, Any]:
     try:
         for opcode, argument, _ in pickletools.genops(data):  # without building anything
-            if opcode.name in ("LONG_BINPUT", "PUT") and int(argument) > len(data):
+            if opcode.name in ("LONG_BINPUT", "PUT") and int(argument or 0) > len(data):
                 raise pickle.UnpicklingError("it asks for more memory than it can use")
         content = _Unpickler(io.BytesIO(data), encoding="bytes").load()
     except Exception as error:  # a damaged pickle makes the parsers raise a dozen types

@@ -119,7 +119,8 @@ def load_folder(path: str | Path, reading: Reading = Reading()) -> Dataset:
         files, labels = _flat(splits[part], classes)
         made[part] = Split(ImageFiles(files, reading), labels)
     name = path.resolve().name
-    return Dataset(name, *(made[part] for part in PARTS), classes, "not stated in the files")
+    train, validation, test = (made[part] for part in PARTS)
+    return Dataset(name, train, validation, test, classes, "not stated in the files")
 
 
 def _flat(pictures: dict[str, list[str]], classes: tuple[str, ...]) -> tuple[list[str], np.ndarray]:

@@ -1,6 +1,7 @@
 """The IDX files of MNIST and its family: big-endian headers, then plain bytes."""
 
 import gzip
+import io
 import math
 import zlib
 from pathlib import Path
@@ -61,14 +62,11 @@ def load_idx(folder: str | Path, reading: Reading = Reading(), classes: tuple[st
     if missing := [name for key, name in FILES.items() if key not in files]:
         raise DataError(f"{folder} lacks {', '.join(missing)} (or the same with .gz): MNIST's layout has four files")
     arrays = {key: read_idx(path, ndim=3 if key[1] == "images" else 1) for key, path in files.items()}
-    for prefix in ("train", "t10k"):
-        images, labels = (len(arrays[prefix, kind]) for kind in ("images", "labels"))
-        if images != labels:
-            where = f"{files[prefix, 'images']} has {images:,} images"
-            raise DataError(
-                f"{where}, but {files[prefix, 'labels'].name} {labels:,} labels; there must be one an image"
-            )
     labels = {prefix: arrays[prefix, "labels"].astype(np.int64) for prefix in ("train", "t10k")}
+    for prefix, part in labels.items():
+        if len(part) != (n := len(arrays[prefix, "images"])):
+            images, names = files[prefix, "images"], files[prefix, "labels"].name
+            raise DataError(f"{images} has {n:,} images, but {names} {len(part):,} labels; there must be one an image")
     highest = max(int(part.max(initial=0)) for part in labels.values())
     classes = classes or tuple(str(k) for k in range(highest + 1))
     try:
@@ -96,7 +94,7 @@ def read_idx(path: str | Path, ndim: int) -> np.ndarray:
         raise DataError(f"{path} is a damaged {kind}, or cannot be opened: {error}; fetch it again") from error
 
 
-def _parse(path: Path, file: gzip.GzipFile, ndim: int) -> np.ndarray:
+def _parse(path: Path, file: io.BufferedIOBase, ndim: int) -> np.ndarray:
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\0\0":
         raise DataError(

@@ -66,9 +66,7 @@ class NamedSet:
             return folder
         if offline or os.environ.get("TINYVIT_OFFLINE", "") not in ("", "0"):
             files = ", ".join(file.name for file in self.files)
-            raise DataError(
-                f"{self.name} is not on this machine, and tinyvit is offline: put {files} into {self.folder}"
-            )
+            raise DataError(f"{self.name} is not here, and tinyvit is offline: put {files} into {self.folder}")
         for file in self.files:
             download(file, self.folder, self.mirrors)
         return self.folder

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyvit.data.datasets import PARTS, DataError, Dataset, Split, describe
+from tinyvit.data.datasets import PARTS, DataError, Dataset, Split, kind_of
 
 PREFIXES = ("train", "val", "test")
 MAX_CHANNELS = 4  # grey, grey + alpha, RGB, RGBA: anything wider is another layout, not an image
@@ -55,7 +55,7 @@ def load_npz(path: str | Path) -> Dataset:
             raise DataError(f"{path}: label {highest} is too large for a class number; labels are 0 to K - 1")
         classes = np.arange(highest + 1).astype(str)
     elif classes.ndim != 1 or classes.dtype.kind != "U":
-        raise DataError(f"{path}: classes must be text (K,), one name a class, but is {describe(classes)}")
+        raise DataError(f"{path}: classes must be text (K,), one name a class, but is {kind_of(classes)}")
     try:
         train, validation, test = splits
         return Dataset(path.stem, train, validation, test, tuple(classes.tolist()), "not stated in the file")
@@ -84,7 +84,7 @@ def _medmnist_split(images: np.ndarray, labels: np.ndarray) -> Split:
         images = images[..., None]
     if images.dtype != np.uint8 or images.ndim != 4 or not 1 <= images.shape[-1] <= MAX_CHANNELS:
         wanted = f"uint8 of shape (n, H, W) or (n, H, W, C) with C from 1 to {MAX_CHANNELS}"
-        raise DataError(f"images must be {wanted}, but are {describe(images)}")
+        raise DataError(f"images must be {wanted}, but are {kind_of(images)}")
     if labels.shape == (len(images), 1):
         labels = labels[:, 0]
     if np.issubdtype(labels.dtype, np.integer):  # others are left to Split, which refuses them
