@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import tinyvit
 from tinyvit import study
-from tinyvit.data import DATASETS, DataError, inspection, load_dataset, read_image, unknown_name
+from tinyvit.data import DATASETS, DataError, inspection, read_image, unknown_name
 from tinyvit.data.datasets import ON_BAD_IMAGE
 from tinyvit.engine import BackendError
 from tinyvit.engine.backend import namespace_on
