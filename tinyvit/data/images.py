@@ -86,6 +86,8 @@ class ImageFiles:
 
     def __init__(self, paths: Iterable[str | Path], reading: Reading = Reading()) -> None:
         _pillow("reading images")
+        if reading.channels not in (1, 3):
+            raise DataError(f"channels is {reading.channels}; pictures are read as 1 (grey) or 3 (RGB)")
         self.paths = [os.fspath(path) for path in paths]
         self.reading = reading
         self.workers = _cores()
