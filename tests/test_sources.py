@@ -299,7 +299,7 @@ def test_idx_names_what_is_missing(tmp_path):
     [
         ("train-images", b"", "is empty; an IDX file starts with 00 00"),
         ("train-images", b"\x89PNG", "starts with the bytes 89 50 4e 47; an IDX"),
-        ("train-images", b"\0\0\x0d\3" + bytes(12), r"type byte 0xd \(float32\); .* 0x08"),
+        ("train-images", b"\0\0\x0d\3" + bytes(12), r"type byte 0x0d \(float32\); .* 0x08"),
         ("train-images", b"\0\0\x07\3" + bytes(12), "no known type"),
         ("train-images", idx_bytes(np.zeros(20, np.uint8)), "has 1 dimensions; images have 3"),
         ("train-labels", idx_bytes(np.zeros((20, 1, 1), np.uint8)), "has 3 dimensions; labels have 1"),
@@ -325,14 +325,20 @@ def test_idx_says_what_it_found_and_what_it_expected(tmp_path, name, data, messa
 def test_damaged_gz_is_never_read_as_good(tmp_path, data):
     array = np.arange(60, dtype=np.uint8).reshape(3, 5, 4)
     whole = bytearray(gzip.compress(idx_bytes(array), mtime=0))
-    if data.draw(st.booleans()):
+    flipped = data.draw(st.booleans())
+    if not flipped:
         del whole[data.draw(st.integers(0, len(whole) - 1)) :]
-    else:  # behind the gzip header, whose spare fields may hold anything
+    else:  # behind the header, whose spare fields may hold anything
         whole[data.draw(st.integers(10, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     path = tmp_path / "x.gz"
     path.write_bytes(whole)
-    with pytest.raises(DataError, match=r"x\.gz"):
-        read_idx(path, ndim=3)
+    try:
+        found = read_idx(path, ndim=3)
+    except DataError as error:
+        assert "x.gz" in str(error)  # noqa: PT017 - or else no error at all
+    else:  # a bit that nothing depends on: what fills up the last byte
+        assert flipped
+        assert np.array_equal(found, array)
 
 
 @pytest.mark.skipif(not FASHION.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
@@ -495,7 +501,7 @@ class Evil:
 def evil_pickles(ran):
     command = f"touch {ran}"
     yield "posix.system", pickle.dumps({"data": Evil(os.system, command)}, 2)
-    yield "builtins.eval", pickle.dumps({"data": Evil(eval, f"open({str(ran)!r}, 'w')")}, 4)
+    yield "builtins.eval", pickle.dumps({"data": Evil(eval, f"__import__('pathlib').Path({str(ran)!r}).touch()")}, 4)
     yield "__builtin__.exec", f"c__builtin__\nexec\n(Vopen({str(ran)!r},'w')\ntR.".encode()
     yield "os.system", f"(S'{command}'\nios\nsystem\n.".encode()  # INST
     yield "os.system", f"(cos\nsystem\nS'{command}'\no.".encode()  # OBJ
@@ -661,7 +667,7 @@ def test_what_a_folder_lacks_is_drawn_from_training(tmp_path, there, counts):
     save_pictures(tmp_path, [f"{part}/a/x.png" for part in there])
     data = load_folder(tmp_path, Reading(image_size=8, validation=0.2, test=0.2))
     assert [len(getattr(data, part)) for part in PARTS] == counts
-    everything = sum((names_in(getattr(data, part), tmp_path) for part in PARTS), [])
+    everything = [name for part in PARTS for name in names_in(getattr(data, part), tmp_path)]
     assert len(set(everything)) == 10 + len(there)
 
 
@@ -681,7 +687,7 @@ def test_the_order_is_not_that_of_the_file_system(tmp_path, monkeypatch):
     save_pictures(tmp_path, names)
     expected = find_pictures(tmp_path)
     walk, iterdir = os.walk, Path.iterdir
-    monkeypatch.setattr(Path, "iterdir", lambda self: reversed(sorted(iterdir(self))))
+    monkeypatch.setattr(Path, "iterdir", lambda self: sorted(iterdir(self), reverse=True))
 
     def shuffled(top):
         for where, folders, files in walk(top):
@@ -699,10 +705,8 @@ def test_what_is_no_picture_is_passed_over_and_counted(tmp_path):
     for name in ("README.md", "train/a/notes.txt", "train/b/2.svg"):
         (tmp_path / name).touch()
     tree = find_pictures(tmp_path)
-    assert {k: [Path(p).name for p in v] for k, v in tree.splits["training"].items()} == {
-        "a": ["1.png"],
-        "b": ["2.png"],
-    }
+    found = {name: [Path(path).name for path in paths] for name, paths in tree.splits["training"].items()}
+    assert found == {"a": ["1.png"], "b": ["2.png"]}
     passed = sorted(Path(path).relative_to(tmp_path).as_posix() for path in tree.passed_over)
     assert passed == sorted(
         [
@@ -764,9 +768,7 @@ def no_packages(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "kmnist"])
 def test_a_name_is_looked_up_in_the_cache_and_then_among_packages(no_packages, name):
-    with pytest.raises(
-        DataError, match=f"{name} is not here, .* put train-images-idx3-ubyte.gz, .* into .*cache/{name}"
-    ):
+    with pytest.raises(DataError, match=f"{name} is not here, .* put train-images-idx3-.* into .*cache/{name}"):
         load_dataset(name)
     assert layout(name) == "not on this machine"
     (no_packages / "system").mkdir()
