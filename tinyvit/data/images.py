@@ -57,8 +57,8 @@ class ImageFiles:
     ``images[rows]`` gives what evaluation sees: the upright picture (EXIF's orientation is obeyed), in grey or
     RGB, of which the largest centred part with the proportions of ``(H, W)``, shortened to `crop_ratio` of it,
     is resized, all in one resampling. A large JPEG is decoded at a half, a quarter or an eighth of its size
-    where that is still twice as large as wanted; on photographs that moves a pixel by 0.4 of 255 grey levels on
-    average, and by 7 at most.
+    where that is still twice as large as wanted; on two photographs that moved pixels by
+    0.4 of 255 grey levels on average, and by 10 at most.
 
     Args:
         paths: the files; the format of each is told by its extension (see `EXTENSIONS`).
