@@ -214,10 +214,11 @@ def _train(options: argparse.Namespace) -> int:
         with study.progress(run.trainer) as (on_step, on_record), _stop_on_signals(run.trainer) as received:
             try:
                 final = run.train(on_step, on_record)
-            except Interrupted:
+            except (Interrupted, KeyboardInterrupt) as stop:
+                how = f"after step {run.trainer.step}" if isinstance(stop, Interrupted) else "at once"
                 again = f"tinyvit train --resume --out {shlex.quote(str(folder))}"
-                print(f"tinyvit: stopped after step {run.trainer.step}; go on with: {again}", file=sys.stderr)
-                return 128 + received[0]
+                print(f"tinyvit: stopped {how}; go on with: {again}", file=sys.stderr)
+                return 128 + received[-1]
         try:
             print(f"\n{study.results(run)}\n")
             if received:  # during the last look at the test images
@@ -270,11 +271,12 @@ def _stop_on_signals(trainer: Trainer) -> Iterator[list[int]]:
     received: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
-        if received:
-            raise KeyboardInterrupt(number)
         received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt(number)
         trainer.stop = True
-        print("\ntinyvit: finishing this step; press Ctrl-C again to stop at once", file=sys.stderr)
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\ntinyvit: finishing this step or evaluation; press Ctrl-C again to stop at once\n")
 
     with _on_signals(stop):
         yield received
@@ -338,7 +340,8 @@ def _eval(options: argparse.Namespace) -> int:
 
 def _report(trained: Any, options: argparse.Namespace, dataset: Any = None) -> None:
     try:
-        study.write_report(trained, options.report, data=dataset, split=options.split, workers=options.workers)
+        data = options.data or dataset
+        study.write_report(trained, options.report, data=data, split=options.split, workers=options.workers)
     except ImportError as error:
         raise ConfigError("--report needs matplotlib: pip install 'tinyvit[vision]'") from error
 
