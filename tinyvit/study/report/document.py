@@ -374,8 +374,7 @@ def _classes(f: Facts) -> str:
     if a is None:
         return ""
     more = _matrix(f, a) if a.num_classes <= FEW else _confused(f, a)
-    kind = "few" if a.num_classes <= FEW else "many"
-    tables = f'<div class="{kind}">\n<div>{_table_of_classes(f, a)}</div>\n<div>{more}</div>\n</div>\n'
+    tables = f'<div class="sides">\n<div>{_table_of_classes(f, a)}</div>\n<div>{more}</div>\n</div>\n'
     return _section("Class by class", _calibration(a), tables)
 
 
@@ -424,7 +423,7 @@ def _matrix(f: Facts, a: Answers) -> str:
     K, counts = a.num_classes, confusion(a)
     of = np.maximum(counts.sum(axis=1, keepdims=True), 1)
     named = " named" if max(map(len, f.trained.classes)) > 3 else ""  # long names stand upright
-    head = "".join(f'<th scope="col"><span>{f.class_name(k)}</span></th>' for k in range(K))
+    head = "".join(f'<th scope="col" title="{f.class_name(k)}"><span>{f.class_name(k)}</span></th>' for k in range(K))
     body = ""
     for i in range(K):
         cells = "".join(
@@ -432,7 +431,8 @@ def _matrix(f: Facts, a: Answers) -> str:
             f"{n if n or i == j else ''}</td>"
             for j, n in enumerate(counts[i].tolist())
         )
-        body += f'<tr><th scope="row">{f.class_name(i)}</th>{cells}</tr>\n'
+        name = f.class_name(i)
+        body += f'<tr><th scope="row" title="{name}">{name}</th>{cells}</tr>\n'
     return (
         f'<div class="scroll" tabindex="0"><table class="confusion{named}"><caption>Rows: the right class. '
         f"Columns: the answer.</caption>\n<thead><tr><td></td>{head}</tr></thead>\n"
@@ -573,13 +573,7 @@ def _times(f: Facts) -> str:
     return _section("Time and machine", _pairs(facts, "facts"), f"<h3>{where}</h3>\n", _pairs(known, "facts"))
 
 
-OF_THE_DATA = {
-    ("model", "image_size"),
-    ("model", "channels"),
-    ("model", "num_classes"),
-    ("data", "mean"),
-    ("data", "std"),
-}
+OF_THE_DATA = {"image_size", "channels", "num_classes", "mean", "std"}
 
 
 def _config(f: Facts) -> str:
