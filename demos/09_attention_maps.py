@@ -56,7 +56,7 @@ def cost_of_hiding(trained: TrainedModel, images: np.ndarray, scores: np.ndarray
 
 
 def main() -> None:
-    trained, images = train(), digits().test.images  # (n, 1, 8, 8)
+    trained, images = train(), digits().test.images[:]  # (n, 1, 8, 8)
     maps = attention_maps(trained, images)  # (n, layers, 4, 4)
     print(f"{'the image':<18}{'layer 1':<18}layer 2")
     columns = [shades(images[0, 0] / 255, 1), *(shades(layer / layer.max(), 2) for layer in maps[0])]

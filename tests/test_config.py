@@ -151,7 +151,8 @@ WRONG = {
     tuple: ["x", 0.5, ["x"], [[0.5]], [True]],
 }
 WRONG_VALUES = [(t, k, v) for (t, k), default in DEFAULTS.items() for v in WRONG[type(default)]]
-WRONG_VALUES = [w for w in WRONG_VALUES if w != ("model", "image_size", [8])]  # of the right type, but too short
+RIGHT_TYPE = [("model", "image_size", [8]), ("data", "augment", "x"), ("data", "augment", ["x"])]  # refused later
+WRONG_VALUES = [w for w in WRONG_VALUES if w not in RIGHT_TYPE]
 WRONG_VALUES += [("model", "image_size", value) for value in (["8", 8], [8.5, 8], [True, 8], {})]
 
 
@@ -221,7 +222,7 @@ def test_a_number_that_is_not_finite_is_refused_by_name(key, value):
         ({"training": {"epochs": 5, "warmup_epochs": 5}}, "warmup_epochs 5 leaves nothing of training.epochs 5"),
         ({"training": {"optimizer": "adamww"}}, "unknown optimizer 'adamww': did you mean 'adamw'"),
         ({"training": {"schedule": "cosin"}}, "unknown schedule 'cosin': did you mean 'cosine'"),
-        ({"data": {"augment": "afine"}}, "unknown augment 'afine': did you mean 'affine'"),
+        ({"data": {"augment": "afine"}}, "data.augment: unknown augmentation 'afine': did you mean 'affine'"),
     ],
     ids=ids,
 )
@@ -282,7 +283,7 @@ def tables(draw):
         },
         "data": some(
             batch_size=st.integers(1, 999),
-            augment=st.sampled_from(["none", "affine"]),
+            augment=st.sampled_from(["none", "affine", "crop(2), flip", ["erasing(0.1)", "mixup(p=0.5)"], []]),
             mean=st.lists(st.floats(-1, 2), min_size=1, max_size=1),
             std=st.lists(st.integers(1, 3), min_size=1, max_size=1),
         ),

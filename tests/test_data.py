@@ -19,7 +19,6 @@ from tinyvit.data import (
     Loader,
     RandomAffine,
     Split,
-    augmentation,
     digits,
     load_dataset,
     load_npz,
@@ -387,13 +386,6 @@ def test_affine_refuses_a_shear_to_infinity():
 def test_warp_refuses_other_shapes_and_dtypes(images, inverse, message):
     with pytest.raises(DataError, match=message):
         warp(images, inverse)
-
-
-def test_augmentations_by_name():
-    assert augmentation("none") is None
-    assert isinstance(augmentation("affine"), RandomAffine)
-    with pytest.raises(DataError, match="unknown augmentation 'afine': did you mean 'affine'"):
-        augmentation("afine")
 
 
 # The loader

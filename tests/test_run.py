@@ -471,9 +471,9 @@ def test_a_trainer_is_built_just_as_the_config_says(cells, tables):
     optimizer, loader, validation = trainer.optimizer, trainer.loader, trainer.validation
     assert (type(optimizer).__name__, optimizer.momentum, optimizer.weight_decay) == ("SGD", 0.7, 0.2)
     assert (trainer.label_smoothing, trainer.clip_norm, trainer.shards, trainer.ema) == (0.3, 0.5, 3, None)
-    assert (loader.batch_size, loader.shuffle, loader.augment, loader.seed, trainer.seed) == (16, True, None, 9, 9)
+    assert (loader.batch_size, loader.shuffle, loader.augment, loader.seed, trainer.seed) == (16, True, (), 9, 9)
     assert (trainer.epochs, validation.split, validation.shuffle) == (EPOCHS, dataset.validation, False)
     other = make_trainer(resolve(tables, dataset), dataset)
-    assert (other.ema.decay, other.loader.augment) == (0.9, AUGMENTATIONS["affine"])
+    assert (other.ema.decay, other.loader.augment) == (0.9, (AUGMENTATIONS["affine"],))
     ours, theirs = (t.model.patch_embed.proj.weight.numpy() for t in (trainer, other))
     assert (ours != theirs).any()  # of seeds 9 and 0

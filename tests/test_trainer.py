@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tinyvit as tv
-from tinyvit.data import Loader, RandomAffine, Split, digits
+from tinyvit.data import Loader, RandomAffine, Split, augmentations, digits
 from tinyvit.engine import tape
 from tinyvit.training import (
     EMA,
@@ -46,7 +46,8 @@ def model_of(seed=0, *, filled=False, dtype=np.float32, device="cpu", **changes)
 
 
 def trainer_of(model, split, *, batch_size=16, lr=3e-3, optimizer=AdamW, epochs=2, augment=None, ema=0.0, **settings):
-    loader = Loader(split, batch_size, **NORMALISED, augment=augment, shuffle=True, seed=settings.get("seed", 0))
+    options = {"augment": augment, "classes": 10, "shuffle": True, "seed": settings.get("seed", 0)}
+    loader = Loader(split, batch_size, **NORMALISED, **options)
     return Trainer(
         model,
         optimizer(model.named_parameters(), lr=lr),
@@ -271,6 +272,29 @@ def test_a_loop_of_ones_own_reaches_the_trainers_weights_bit_for_bit(tmp_path, r
     assert {k: v.tobytes() for k, v in flat.items()} == snapshot(trainer)[0]
 
 
+def test_batches_are_augmented_and_mixed_where_the_model_is(device):
+    augment = augmentations(["crop(1)", "randaugment", "jitter", "erasing", "mixup(0.5)", "cutmix"])
+    seen, records = [], []
+    for where in ("cpu", device):
+        trainer = trainer_of(model_of(device=where), part(40), augment=augment, epochs=1)
+        step = trainer.train_step
+
+        def looked_at(images, labels, step=step):
+            seen.append((tv.tensor(images).device, tv.tensor(images).numpy(), tv.tensor(labels).numpy()))
+            step(images, labels)
+
+        trainer.train_step = looked_at
+        records += trainer.run()
+    here, there = seen[:3], seen[3:]
+    assert {place for place, _, _ in there} == {device}
+    for (_, images, targets), (_, others, wanted) in zip(there, here, strict=True):
+        assert targets.shape == (len(images), 10)
+        np.testing.assert_allclose(images, others, atol=1e-4)
+        np.testing.assert_allclose(targets, wanted, atol=1e-6)
+    assert records[1]["loss"] == pytest.approx(records[0]["loss"], rel=1e-5)
+    assert 0 <= records[1]["train_accuracy"] == records[0]["train_accuracy"] <= 1
+
+
 # ------------------------------------------------------------------------------------------------- stopping, resuming
 
 
@@ -338,7 +362,7 @@ def test_a_run_that_diverges_ends_with_the_weights_before_the_step_that_told(lr,
 
 def test_a_poisoned_image_ends_the_epoch_on_every_device(device):
     def poison(images, rng):
-        return np.full_like(images, np.nan)
+        return images * float("nan")  # on the device of the images
 
     trainer = trainer_of(model_of(device=device), part(40), augment=poison)
     with pytest.raises(NonFiniteLossError):

@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 import tinyvit
 from tinyvit import study
-from tinyvit.data import DataError, load_dataset
-from tinyvit.data.files import read_image
+from tinyvit.data import DATASETS, DataError, Split, inspection, read_image, unknown_name
+from tinyvit.data.datasets import ON_BAD_IMAGE
 from tinyvit.engine import BackendError
 from tinyvit.engine.backend import namespace_on
 from tinyvit.engine.mixed_precision import PRECISIONS
@@ -38,7 +38,7 @@ from tinyvit.training import (
     predict,
     top_k,
 )
-from tinyvit.training.config import merge, parse_assignments, read_toml
+from tinyvit.training.config import merge, open_dataset, parse_assignments, read_toml, resolve
 from tinyvit.training.run import continue_config, evaluation_loader, read_model_config
 from tinyvit.vit import ViTConfig
 
@@ -80,14 +80,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tinyvit {tinyvit.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, function: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help)
+    def command(
+        name: str, function: Callable[[argparse.Namespace], int], help: str, among: Any = commands
+    ) -> argparse.ArgumentParser:
+        sub = among.add_parser(name, help=help, description=help)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         sub.set_defaults(command=function)
         return sub
 
     train = command("train", _train, "train a ViT; without arguments, on the digits that come with tinyvit")
-    train.add_argument("--data", metavar="NAME|PATH", help="a dataset's name, or an .npz file in MedMNIST's layout")
+    train.add_argument("--data", metavar="NAME|PATH", help="what to train on: `tinyvit data list` says what there is")
     train.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
     train.add_argument("--seed", type=int, metavar="N", help="of weights, order, augmentation and dropout")
     train.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (a new one in runs/ if left out)")
@@ -96,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="one value of the config: training.lr=1e-3"
     )
+    train.add_argument("--print-config", action="store_true", help="print the config, with its gaps filled, and stop")
+    train.add_argument("--on-bad-image", choices=ON_BAD_IMAGE, help="what becomes of unusable image files (raise)")
+    _add_offline(train)
     train.add_argument("--precision", choices=PRECISIONS, help="what a GPU computes in (fp32)")
     train.add_argument("--graph", action="store_true", help="launch a step on a GPU as one CUDA graph: small models")
     _add_workers(train)
@@ -105,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.add_argument("run", type=Path, metavar="RUN", help="a run's folder, a model file or a checkpoint")
     evaluation.add_argument("--data", metavar="NAME|PATH", help="another dataset than the one it was trained on")
     evaluation.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    _add_offline(evaluation)
     evaluation.add_argument("--report", type=Path, metavar="FILE.html", help="write a page about the run, too")
     evaluation.add_argument("--json", action="store_true", help="print one JSON object")
     _add_workers(evaluation)
@@ -133,6 +139,19 @@ def _parser() -> argparse.ArgumentParser:
     form = table.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print the table in Markdown")
     form.add_argument("--json", action="store_true", help="print one JSON object")
+
+    data = commands.add_parser("data", help="list, fetch, describe and check datasets", description="Datasets.")
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    listing = command("list", _data_list, "list the datasets that have a name", actions)
+    getting = command("get", _data_get, "bring a dataset onto this machine, and say where it is", actions)
+    getting.add_argument("name", metavar="NAME", help="one of those that `tinyvit data list` shows")
+    getting.add_argument("--offline", action="store_true", help="never download: fail if it is not here")
+    information = command("info", _data_info, "say what a dataset holds", actions)
+    scanning = command("scan", _data_scan, "look at every image; exit code 1 if one cannot be used", actions)
+    for sub in (information, scanning):
+        sub.add_argument("data", metavar="NAME|PATH", help="a dataset's name, or a file or folder that holds one")
+    for sub in (listing, information, scanning):
+        sub.add_argument("--json", action="store_true", help="print one JSON object")
 
     judge = command("audit", _audit, "check every gradient by every method; exit code 1 if one is wrong")
     judge.add_argument("ops", nargs="*", metavar="OP", help="ops and layers, for instance softmax EncoderLayer (all)")
@@ -171,6 +190,10 @@ def _add_device(parser: argparse.ArgumentParser, default: str = "auto") -> None:
     )
 
 
+def _add_offline(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--offline", action="store_true", help="download nothing, not even data asked for by name")
+
+
 def _add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
@@ -198,6 +221,7 @@ def _train(options: argparse.Namespace) -> int:
         ("training", "epochs", options.epochs),
         ("training", "seed", options.seed),
         ("training", "precision", options.precision),
+        ("data", "on_bad_image", options.on_bad_image),
     ):
         if value is not None:
             flags[table][key] = value
@@ -207,8 +231,11 @@ def _train(options: argparse.Namespace) -> int:
         parse_assignments(options.set),
         flags,
     )
+    if options.print_config:
+        print(resolve(tables, open_dataset(tables, offline=options.offline)).to_toml(), end="")
+        return GOOD
     folder = folder or _new_folder(tables["data"].get("name", "digits"))
-    run = Run(tables, folder, options.device, options.resume, options.workers, options.graph)
+    run = Run(tables, folder, options.device, options.resume, options.workers, options.graph, options.offline)
     _introduce(run)
     with _on_signals(_interrupt):
         with study.progress(run.trainer) as (on_step, on_record), _stop_on_signals(run.trainer) as received:
@@ -302,20 +329,30 @@ def _draw_pictures(run: Run, workers: int | None) -> str:
     if importlib.util.find_spec("matplotlib") is None:
         return " (no pictures: pip install 'tinyvit[vision]')"
     some = run.dataset.validation if len(run.dataset.validation) else run.dataset.train
-    try:
-        study.draw_curves(run.metrics_path, run.folder / "curves.png")
-        study.draw_attention(load_trained(run.folder), some.images[:6], run.folder / "attention.png")
-        study.write_report(run, workers=workers)
-    except (OSError, ValueError) as error:  # the run itself is good
-        return f" (no pictures: {error})"
-    return " (curves.png, attention.png, report.html)"
+    files: dict[str, Callable[[Path], Any]] = {
+        "curves.png": lambda path: study.draw_curves(run.metrics_path, path),
+        "attention.png": lambda path: study.draw_attention(load_trained(run.folder), _first_images(some, 6), path),
+        "report.html": lambda path: study.write_report(run, path, workers=workers),
+    }
+    written, problems = [], []
+    for name, write in files.items():
+        try:
+            write(run.folder / name)
+            written.append(name)
+        except (OSError, ValueError) as error:  # the run itself is good
+            problems.append(f"no {name}: {error}")
+    return f" ({', '.join(written + problems)})"
+
+
+def _first_images(split: Split, n: int) -> np.ndarray:
+    return study.read_rows(split, np.arange(min(n, len(split))))[0]
 
 
 def _eval(options: argparse.Namespace) -> int:
     trained = load_trained(options.run, options.device)
     with _on_signals(_interrupt):
         try:
-            dataset = load_dataset(options.data or trained.config.data.name)
+            dataset = open_dataset(trained.config.to_dict(), options.data, options.offline)
             study.check_fits(trained, dataset)
         except (DataError, OSError):
             if options.report and not options.data:  # what the run's files hold is worth a page
@@ -351,7 +388,8 @@ def _predict(options: argparse.Namespace) -> int:
         raise ConfigError(f"--top is {options.top}; it must be at least 1")
     trained = load_trained(options.run, options.device)
     model, data = trained.config.model, trained.config.data
-    images = np.stack([read_image(path, model.channels, (model.height, model.width)) for path in options.images])
+    seen = (model.channels, (model.height, model.width), data.crop_ratio, data.interpolation)
+    images = np.stack([read_image(path, *seen) for path in options.images])
     probabilities = predict(trained.model, images, data.mean, data.std, workers=options.workers)
     answers = top_k(probabilities, trained.classes, options.top)
     if options.attention:
@@ -419,6 +457,42 @@ def _explain(options: argparse.Namespace) -> int:
     print(title)
     print(f"{page.path}: {page.nodes:,} nodes, {page.size / 1e6:.2f} MB; open it in a browser")
     return GOOD
+
+
+def _data_list(options: argparse.Namespace) -> int:
+    listed = inspection.list_datasets()
+    if options.json:
+        print(json.dumps({"datasets": [asdict(one) for one in listed]}, default=str))
+        return GOOD
+    for one in listed:
+        size = f"{one.size / 1e6:.1f} MB" if one.size else "-"
+        print(f"{one.name:<14} {size:>9}  {one.place or 'not here':<40}  {one.licence}")
+    return GOOD
+
+
+def _data_get(options: argparse.Namespace) -> int:
+    if options.name not in DATASETS:
+        raise unknown_name("dataset", options.name, DATASETS)
+    print(DATASETS[options.name].get(options.offline))
+    return GOOD
+
+
+def _data_info(options: argparse.Namespace) -> int:
+    description = inspection.describe(options.data)
+    print(description.to_json() if options.json else description.to_text())
+    return GOOD
+
+
+def _data_scan(options: argparse.Namespace) -> int:
+    with tqdm(unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
+
+        def on_images(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done)
+
+        found = inspection.scan(options.data, on_images=on_images)
+    print(found.to_json() if options.json else found.to_text())
+    return CHECK_FAILED if found.unreadable else GOOD
 
 
 def _model_config(model: str) -> ViTConfig:

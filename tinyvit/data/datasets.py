@@ -1,16 +1,18 @@
-"""Datasets: the digits that come with tinyvit, and any ``.npz`` file in MedMNIST's layout."""
+"""What a dataset is: labelled images in three splits, the names of their classes, and how pictures are read."""
+
+from __future__ import annotations
 
 import difflib
-import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-SPLITS = {"train": "training", "val": "validation", "test": "test"}  # MedMNIST's prefix: our word
-MAX_CHANNELS = 4  # grey, grey + alpha, RGB, RGBA: anything wider is another layout, not an image
-MAX_CLASSES = 2**16  # in a file that does not name its classes: a larger label is a damaged label
+PARTS = ("training", "validation", "test")  # the three splits, as messages call them
+INTERPOLATIONS = ("box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's filters that do not alias
+ON_BAD_IMAGE = ("raise", "skip")
+SAMPLE = 1024  # images in files that `Dataset.statistics` looks at
 
 
 class DataError(ValueError):
@@ -29,7 +31,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> DataError:
     return DataError(f"unknown {kind} {name!r}{hint} known names are {', '.join(known)}")
 
 
-def _describe(value: object) -> str:
+def kind_of(value: object) -> str:
+    """Say in a few words what was given where an array was expected."""
     return f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
@@ -38,7 +41,7 @@ class Split:
     """Labelled images: one part (training, validation or test) of a dataset.
 
     Args:
-        images: uint8 ``(n, C, H, W)``, grey levels 0 (black) to 255 (white).
+        images: uint8 ``(n, C, H, W)``, grey levels 0 (black) to 255 (white): an array, or `ImageFiles`.
         labels: int64 ``(n,)``, the class of each image, counted from 0.
 
     Raises:
@@ -48,16 +51,17 @@ class Split:
     5
     """
 
-    images: np.ndarray
+    images: Any
     labels: np.ndarray
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
-        if getattr(images, "dtype", None) != np.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
-            raise DataError(f"images must be uint8 of shape (n, C, H, W), but are {_describe(images)}")
+        shape = getattr(images, "shape", ())
+        if getattr(images, "dtype", None) != np.uint8 or len(shape) != 4 or 0 in shape[1:]:
+            raise DataError(f"images must be uint8 of shape (n, C, H, W), but are {kind_of(images)}")
         if getattr(labels, "dtype", None) != np.int64 or labels.shape != (len(images),):
             wanted = f"int64 of shape ({len(images)},), one class an image"
-            raise DataError(f"labels must be {wanted}, but are {_describe(labels)}")
+            raise DataError(f"labels must be {wanted}, but are {kind_of(labels)}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -76,6 +80,7 @@ class Dataset:
     Raises:
         DataError: where the splits differ in image shape, a label has no class, or `train` is empty.
 
+    >>> from tinyvit.data import digits
     >>> data = digits()
     >>> data.channels, data.image_size, data.num_classes
     (1, (8, 8), 10)
@@ -92,7 +97,7 @@ class Dataset:
         if not len(self.train):
             raise DataError("the training split has no images")
         shape = self.train.images.shape[1:]
-        for part, split in zip(SPLITS.values(), (self.train, self.validation, self.test), strict=True):
+        for part, split in zip(PARTS, (self.train, self.validation, self.test), strict=True):
             if (other := split.images.shape[1:]) != shape:
                 raise DataError(f"the {part} images are (C, H, W) = {other}, but the training images {shape}")
             low, high = int(split.labels.min(initial=0)), int(split.labels.max(initial=0))
@@ -121,150 +126,150 @@ class Dataset:
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return the mean and the standard deviation of each channel of the training images.
 
+        Of images in files it is those of a sample: at most 1,024, evenly spread over the training files and the
+        same ones each time, less those that cannot be read (where `Reading.on_bad_image` allows for such).
+
         Returns:
             ``(mean, std)``, C floats each, in units in which 0 is black and 1 is white. A std is never below
             one grey level (1/255), so that one may divide by it even where a channel is constant.
 
+        Raises:
+            DataError: where a file cannot be read, or none of the sample can.
+
+        >>> from tinyvit.data import digits
         >>> mean, std = digits().statistics()
         >>> round(mean[0], 3), round(std[0], 3)
         (0.306, 0.376)
         """
-        images = self.train.images
-        pixels = images.size // self.channels
-        # Whole numbers, summed without ever holding a wide copy of the images.
-        sums = images.sum(axis=(0, 2, 3), dtype=np.int64)
-        squares = np.einsum("nchw,nchw->c", images, images, dtype=np.int64)
+        pixels, sums, squares = 0, np.zeros(self.channels, np.int64), np.zeros(self.channels, np.int64)
+        for images in self._sample():
+            # Whole numbers, summed without ever holding a wide copy of the images.
+            pixels += images.size // self.channels
+            sums += images.sum(axis=(0, 2, 3), dtype=np.int64)
+            squares += np.einsum("nchw,nchw->c", images, images, dtype=np.int64)
+        if not pixels:
+            raise DataError("none of the training images can be read")
         mean = sums / pixels
         std = np.sqrt(np.maximum(squares / pixels - mean**2, 1.0))
         return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
+    def _sample(self) -> Iterator[np.ndarray]:
+        images = self.train.images
+        if isinstance(images, np.ndarray):
+            yield images
+            return
+        for rows in np.array_split(spread(len(images), SAMPLE), -(-min(len(images), SAMPLE) // 64)):
+            decoded, readable = images.read(rows)
+            yield decoded[readable]
 
-def digits() -> Dataset:
-    """Return the handwritten digits that come with tinyvit: 1,797 grey images of 8 × 8 pixels in 10 classes.
 
-    Training 1,259, validation 179, test 359 images, drawn once from each class (70 %, 10 %, 20 %; the recipe
-    is in ``digits/LICENSE``). The file holds the grey levels 0 to 16 of the source; here they are scaled to
-    0 to 255 and rounded, as in any 8-bit image. The splits share their 13 writers: a test accuracy tells of
-    unseen images, not of unseen hands.
+def spread(n: int, most: int) -> np.ndarray:
+    """Return at most `most` of the rows 0 to n − 1, evenly spread.
 
-    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (its test set), UCI Machine
-    Learning Repository, 1998, https://doi.org/10.24432/C50P49.
-
-    >>> data = digits()
-    >>> len(data.train), len(data.validation), len(data.test)
-    (1259, 179, 359)
+    >>> spread(10, 4)
+    array([0, 3, 6, 9])
     """
-    with np.load(Path(__file__).parent / "digits" / "digits.npz", allow_pickle=False) as file:
-        images, labels, split = file["images"], file["labels"], file["split"]
-    images = np.rint(images[:, None] * (255 / 16)).astype(np.uint8)
-    labels = labels.astype(np.int64)
-    train, validation, test = (Split(images[split == part], labels[split == part]) for part in range(3))
-    licence = "CC BY 4.0: E. Alpaydin and C. Kaynak, https://doi.org/10.24432/C50P49"
-    return Dataset("digits", train, validation, test, tuple("0123456789"), licence)
+    return np.linspace(0, n - 1, min(n, most)).round().astype(np.int64)
 
 
-def load_npz(path: str | Path) -> Dataset:
-    """Read a dataset from an ``.npz`` file in MedMNIST's layout. Nothing in the file is ever unpickled.
+@dataclass(frozen=True)
+class Reading:
+    """How a dataset is read, where its source leaves that open.
 
-    The file holds ``train_images``, ``train_labels``, ``val_images``, ``val_labels``, ``test_images`` and
-    ``test_labels``: images uint8 ``(n, H, W)`` or ``(n, H, W, C)`` with C from 1 to 4, labels whole numbers
-    from 0, ``(n,)`` or ``(n, 1)``. It may hold ``classes``, the names of the classes ``(K,)``, as text;
-    without it they are called "0", "1" and so on up to the largest label.
+    Args:
+        validation, test: the shares of the images that are held out where the source has no such split of its
+            own, the same share of each class. Files in the layouts of MNIST and CIFAR have a test split, so
+            only `validation` is taken from their training images; one folder of classes gives both.
+        split_seed: of the draw, at least 0.
+        image_size: H = W, or ``(H, W)``, in pixels, that pictures in files are brought to.
+        channels: 1 (grey) or 3 (RGB), of pictures in files.
+        crop_ratio: the share of a picture's shorter side that the centre crop of evaluation keeps, above 0 and
+            at most 1 (timm's ``crop_pct``).
+        interpolation: Pillow's filter for resizing, with antialias: box, bilinear, hamming, bicubic or lanczos.
+        on_bad_image: "raise" on a picture that cannot be used, or "skip" it.
+        offline: never download.
 
     Raises:
-        DataError: where the file is missing, damaged or in another layout.
+        DataError: where a value is out of range.
 
-    Source: the file format of MedMNIST (Yang et al., Scientific Data 2023), https://medmnist.com.
-
-    >>> import tempfile
-    >>> part = {"images": np.zeros((4, 28, 28, 3), np.uint8), "labels": np.array([[0], [1], [1], [0]])}
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     file = Path(folder) / "cells.npz"
-    ...     np.savez(file, **{f"{s}_{k}": v for s in ("train", "val", "test") for k, v in part.items()})
-    ...     data = load_npz(file)
-    >>> data.name, data.channels, data.image_size, data.classes
-    ('cells', 3, (28, 28), ('0', '1'))
-    """
-    path = Path(path)
-    arrays = _read_npz(path)
-    missing = [key for s in SPLITS for key in (f"{s}_images", f"{s}_labels") if key not in arrays]
-    if missing:
-        raise DataError(
-            f"{path} lacks {', '.join(missing)}: MedMNIST's layout has train_images and train_labels, "
-            "and the same for val and test"
-        )
-    splits = []
-    for prefix, part in SPLITS.items():
-        try:
-            splits.append(_medmnist_split(arrays[f"{prefix}_images"], arrays[f"{prefix}_labels"]))
-        except DataError as error:
-            raise DataError(f"{path}: the {part} {error}") from None
-    classes = arrays.get("classes")
-    if classes is None:
-        highest = max(int(split.labels.max(initial=0)) for split in splits)
-        if highest >= MAX_CLASSES:
-            raise DataError(f"{path}: label {highest} is too large for a class number; labels are 0 to K - 1")
-        classes = np.arange(highest + 1).astype(str)
-    elif classes.ndim != 1 or classes.dtype.kind != "U":
-        raise DataError(f"{path}: classes must be text (K,), one name a class, but is {_describe(classes)}")
-    try:
-        train, validation, test = splits
-        return Dataset(path.stem, train, validation, test, tuple(classes.tolist()), "not stated in the file")
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    wanted = {f"{s}_{kind}" for s in SPLITS for kind in ("images", "labels")} | {"classes"}
-    try:
-        with path.open("rb") as file:
-            if not zipfile.is_zipfile(file):  # np.load would take it for a pickle and speak of that
-                raise zipfile.BadZipFile("it is no zip archive, or an incomplete one")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as archive:
-                return {key: np.asarray(archive[key]) for key in wanted.intersection(archive)}
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
-    except Exception as error:  # a damaged file makes zipfile, zlib and NumPy's parser raise a dozen types
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise DataError(f"{path} cannot be read as an .npz file: {reason}") from error
-
-
-def _medmnist_split(images: np.ndarray, labels: np.ndarray) -> Split:
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or not 1 <= images.shape[-1] <= MAX_CHANNELS:
-        wanted = f"uint8 of shape (n, H, W) or (n, H, W, C) with C from 1 to {MAX_CHANNELS}"
-        raise DataError(f"images must be {wanted}, but are {_describe(images)}")
-    if labels.shape == (len(images), 1):
-        labels = labels[:, 0]
-    if np.issubdtype(labels.dtype, np.integer):  # others are left to Split, which refuses them
-        labels = labels.astype(np.int64)
-    return Split(np.ascontiguousarray(np.moveaxis(images, -1, 1)), labels)
-
-
-DATASETS: dict[str, Callable[[], Dataset]] = {"digits": digits}
-
-
-def load_dataset(name_or_path: str | Path) -> Dataset:
-    """Return a dataset by its name, or read it from an ``.npz`` file (see `load_npz`).
-
-    Raises:
-        DataError: where there is no such name or file, or the file cannot be used.
-
-    >>> load_dataset("digits").name
-    'digits'
-    >>> load_dataset("digit")
+    >>> Reading(image_size=(192, 256)).size
+    (192, 256)
+    >>> Reading(validation=0.5, test=0.5)
     Traceback (most recent call last):
-    tinyvit.data.datasets.DataError: unknown dataset 'digit': did you mean 'digits'? ...
+    tinyvit.data.datasets.DataError: validation 0.5 and test 0.5 leave no training images; ...
     """
-    name, path = str(name_or_path), Path(name_or_path)
-    if name in DATASETS:
-        return DATASETS[name]()
-    if path.suffix.lower() == ".npz":
-        return load_npz(path)
-    if path.exists():
-        raise DataError(f"{path} is not an .npz file, the only kind of file that datasets are read from")
-    if path.name != name:
-        raise DataError(f"{path} does not exist; give an .npz file, or one of {', '.join(DATASETS)}")
-    raise DataError(f"{unknown_name('dataset', name, DATASETS)}; or give the path of an .npz file")
+
+    validation: float = 0.1
+    test: float = 0.1
+    split_seed: int = 0
+    image_size: int | tuple[int, int] = 224
+    channels: int = 3
+    crop_ratio: float = 1.0
+    interpolation: str = "bilinear"
+    on_bad_image: str = "raise"
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("validation", "test"):
+            if not 0 <= (share := getattr(self, name)) < 1:
+                raise DataError(f"{name} is {share}; it is a share of the images, at least 0 and below 1")
+        if self.validation + self.test >= 1:
+            shares = f"validation {self.validation} and test {self.test}"
+            raise DataError(f"{shares} leave no training images; their sum must be below 1")
+        if not _is_whole(self.split_seed, 0):
+            raise DataError(f"split_seed is {self.split_seed!r}; it must be a whole number of at least 0")
+        if len(self.size) != 2 or not all(_is_whole(side, 1) for side in self.size):
+            raise DataError(f"image_size is {self.image_size!r}; it must be whole pixels, H = W or (H, W)")
+        if self.channels not in (1, 3):
+            raise DataError(f"channels is {self.channels}; pictures are read as 1 (grey) or 3 (RGB)")
+        if not 0 < self.crop_ratio <= 1:
+            raise DataError(f"crop_ratio is {self.crop_ratio}; it must be above 0 and at most 1")
+        if self.interpolation not in INTERPOLATIONS:
+            raise unknown_name("interpolation", self.interpolation, INTERPOLATIONS)
+        if self.on_bad_image not in ON_BAD_IMAGE:
+            raise unknown_name("on_bad_image", self.on_bad_image, ON_BAD_IMAGE)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width ``(H, W)`` that pictures are brought to."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def held_out(labels: np.ndarray, shares: tuple[float, float], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw rows for training, validation and test: the same shares of each class, at least one left for training.
+
+    Args:
+        labels: int64 ``(n,)``.
+        shares: those of validation and test.
+        seed: of the draw; the draw of a class does not depend on the other classes.
+
+    Returns:
+        Three arrays of rows, each ascending.
+
+    >>> [rows.tolist() for rows in held_out(np.array([0, 0, 0, 0, 1, 1, 1, 1]), (0.25, 0.25), seed=0)]
+    [[2, 3, 5, 7], [1, 6], [0, 4]]
+    """
+    part = np.zeros(len(labels), np.int8)
+    for k in np.unique(labels):
+        rows = np.flatnonzero(labels == k)
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(int(k),)))
+        validation = min(int(len(rows) * shares[0] + 0.5), len(rows) - 1)
+        test = min(int(len(rows) * shares[1] + 0.5), len(rows) - 1 - validation)
+        drawn = rng.permutation(rows)
+        part[drawn[:validation]] = 1
+        part[drawn[validation : validation + test]] = 2
+    train, val, held = (np.flatnonzero(part == p) for p in range(3))
+    return train, val, held
+
+
+def with_validation(
+    name: str, whole: Split, test: Split, classes: tuple[str, ...], licence: str, reading: Reading
+) -> Dataset:
+    """Return a `Dataset` whose validation images are drawn from the training images: `Reading.validation` of them."""
+    train, validation, _ = held_out(whole.labels, (reading.validation, 0.0), reading.split_seed)
+    parts = [Split(whole.images[rows], whole.labels[rows]) for rows in (train, validation)]
+    return Dataset(name, parts[0], parts[1], test, classes, licence)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,8 +21,7 @@ from typing import Any
 
 import tomli_w
 
-from tinyvit.data import AUGMENTATIONS, Dataset
-from tinyvit.data.datasets import DATASETS, unknown_name
+from tinyvit.data import DATASETS, DataError, Dataset, Reading, augmentations, load_dataset, unknown_name
 from tinyvit.engine.mixed_precision import PRECISIONS
 from tinyvit.training.optim import OPTIMIZERS
 from tinyvit.training.schedules import SCHEDULES
@@ -39,15 +39,27 @@ class DataConfig:
     Args:
         name: a dataset's name or the path of its file.
         batch_size: images a step.
-        augment: what happens to a training image before the model sees it: see `tinyvit.data.AUGMENTATIONS`.
+        augment: what happens to training images before the model sees them, in turn: names of
+            `tinyvit.data.AUGMENTATIONS`, with settings where others are wanted: ["crop(padding=2)", "flip"].
         mean, std: of each channel, 1 being white; those of the training images if empty.
+        validation, test: share of the images that is held out for them, where the data has no such split of its own.
+        split_seed: which images these are.
+        crop_ratio: of a photograph, the share of the shorter side that is seen in evaluation: the middle.
+        interpolation: how photographs are resized: "bilinear", "bicubic", "lanczos", "box", "hamming" or "nearest".
+        on_bad_image: "raise", or "skip" an image file that cannot be used, and count it.
     """
 
     name: str = "digits"
     batch_size: int = 128
-    augment: str = "affine"
+    augment: tuple[str, ...] = ("affine",)
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    validation: float = Reading.validation
+    test: float = Reading.test
+    split_seed: int = Reading.split_seed
+    crop_ratio: float = Reading.crop_ratio
+    interpolation: str = Reading.interpolation
+    on_bad_image: str = Reading.on_bad_image
 
 
 @dataclass(frozen=True)
@@ -175,6 +187,8 @@ def _checked(table: str, key: str, value: Any) -> Any:
     default = fields[key].default
     if key == "image_size" and isinstance(value, (list, tuple)):
         return tuple(_number(table, key, side, int) for side in value)
+    if key == "augment":
+        return _names(value)
     if isinstance(default, tuple):
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{table}.{key} must be a list of numbers, not {value!r}")
@@ -185,6 +199,21 @@ def _checked(table: str, key: str, value: Any) -> Any:
     if not isinstance(value, kind):
         raise ConfigError(f"{table}.{key} must be of type {kind.__name__}, like {default!r}, not {value!r}")
     return value
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """A list of names; a single one, or several between commas, may stand without brackets, and "none" for no name.
+
+    >>> _names("crop(2, mode='edge'), flip")
+    ("crop(2, mode='edge')", 'flip')
+    """
+    if value == "none":
+        return ()
+    if isinstance(value, str):
+        value = re.split(r",\s*(?![^()]*\))", value.strip())
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        raise ConfigError(f"data.augment must be a list of names, like ['crop', 'flip'], not {value!r}")
+    return tuple(value)
 
 
 def _number(table: str, key: str, value: Any, kind: Any) -> Any:
@@ -201,6 +230,34 @@ def _number(table: str, key: str, value: Any, kind: Any) -> Any:
     return number
 
 
+def reading(tables: Mapping[str, Mapping[str, Any]], offline: bool = False) -> Reading:
+    """Return how the tables want their data to be read; photographs become of the size that the model takes.
+
+    Raises:
+        ConfigError: a share, a size or a word that there cannot be.
+
+    >>> reading({"model": {"image_size": 64}, "data": {"validation": 0.2}}).image_size
+    64
+    """
+    asked = {key: tables["model"][key] for key in ("image_size", "channels") if key in tables["model"]}
+    asked |= {f.name: tables["data"][f.name] for f in dataclasses.fields(Reading) if f.name in tables["data"]}
+    try:
+        return Reading(**asked, offline=offline)
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+
+
+def open_dataset(
+    tables: Mapping[str, Mapping[str, Any]], name: str | Path | None = None, offline: bool = False
+) -> Dataset:
+    """Return the data that the tables describe, or another of that `name` or path, read as they want it read.
+
+    Raises:
+        DataError, ConfigError: the data, or the way to read it, cannot be used.
+    """
+    return load_dataset(name or tables["data"].get("name", DataConfig.name), reading(tables, offline))
+
+
 def resolve(tables: Mapping[str, Mapping[str, Any]], dataset: Dataset) -> Config:
     """Fill in what the tables (see `merge`) leave open, from the dataset and the defaults, and check the whole.
 
@@ -214,7 +271,8 @@ def resolve(tables: Mapping[str, Mapping[str, Any]], dataset: Dataset) -> Config
         "num_classes": dataset.num_classes,
     }
     mean, std = dataset.statistics()
-    data = {"mean": mean, "std": std, **{key: value for key, value in tables["data"].items() if value != ()}}
+    data = {"mean": mean, "std": std, **tables["data"]}
+    data |= {key: fact for key, fact in (("mean", mean), ("std", std)) if not data[key]}
     if data.get("name", "digits") not in DATASETS:
         data["name"] = str(Path(data["name"]).resolve())  # so that it is found from another folder too
     training = dict(tables["training"])
@@ -241,12 +299,15 @@ def _check_training(config: Config) -> None:
     words: list[tuple[str, str, Iterable[str]]] = [
         ("optimizer", t.optimizer, OPTIMIZERS),
         ("schedule", t.schedule, SCHEDULES),
-        ("augment", d.augment, AUGMENTATIONS),
         ("precision", t.precision, PRECISIONS),
     ]
     for name, word, known in words:
         if word not in known:
             raise ConfigError(str(unknown_name(name, word, known)))
+    try:
+        augmentations(d.augment)
+    except DataError as error:
+        raise ConfigError(f"data.augment: {error}") from error
     least: dict[str, tuple[float, int]] = {
         "training.epochs": (t.epochs, 1),
         "training.shards": (t.shards, 0),

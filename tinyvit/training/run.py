@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyvit.data import Dataset, Loader, augmentation, load_dataset
+from tinyvit.data import Dataset, ImageFiles, Loader, augmentations
 from tinyvit.training.checkpoint import (
     CheckpointError,
     checkpoint_path,
@@ -31,7 +31,16 @@ from tinyvit.training.checkpoint import (
     save_model,
     write_atomically,
 )
-from tinyvit.training.config import Config, ConfigError, DataConfig, TrainingConfig, merge, read_toml, resolve
+from tinyvit.training.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    TrainingConfig,
+    merge,
+    open_dataset,
+    read_toml,
+    resolve,
+)
 from tinyvit.training.ema import EMA
 from tinyvit.training.optim import OPTIMIZERS, Optimizer
 from tinyvit.training.schedules import Schedule, constant, cosine, step_decay
@@ -47,11 +56,12 @@ class Run:
     """One training run, ready to go: `Run(tables, folder).train()`.
 
     Args:
-        tables: the config, as `merge` gives it; what it leaves open is filled in.
+        tables: the config; what it leaves open is filled in.
         folder: where the run is written.
         device: "cpu", "gpu" or "auto".
-        workers: threads that compute the shards of a batch; one a core if None.
+        workers: threads that compute the shards of a batch, and as many that decode images; one a core if None.
         graph: on a GPU, launch a step as one CUDA graph.
+        offline: download nothing, not even a dataset that is asked for by name.
         resume: go on from the folder's newest checkpoint; without one, start.
 
     Raises:
@@ -67,13 +77,19 @@ class Run:
         resume: bool = False,
         workers: int | None = None,
         graph: bool = False,
+        offline: bool = False,
     ):
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigError(f"{self.folder} is a file; choose another --out for the run's folder")
         if not resume and ((self.folder / "checkpoints").exists() or self._model_path.exists()):
             raise ConfigError(f"{self.folder} holds a run already: go on with it by --resume, or choose another --out")
-        self.dataset = load_dataset(tables["data"].get("name", "digits"))
+        tables = merge(tables)
+        self.dataset = open_dataset(tables, offline=offline)
+        if workers:
+            for split in (self.dataset.train, self.dataset.validation, self.dataset.test):
+                if isinstance(split.images, ImageFiles):
+                    split.images.workers = workers
         self.config = resolve(tables, self.dataset)
         self.trainer = make_trainer(self.config, self.dataset, device, workers, graph)
         self.resumed_from: Path | None = None
@@ -190,10 +206,11 @@ class Run:
 
     def _refuse_changes(self, newest: Path, before: Mapping[str, Mapping[str, Any]]) -> None:
         """A run goes on as it was begun, or its config.toml would not be its own; only its length may change."""
-        now, defaults = self.config.to_dict(), asdict(TrainingConfig())  # a key may be younger than the run
+        then, now = merge(before), merge(self.config.to_dict())
+        defaults = {"model": {}, "data": asdict(DataConfig()), "training": asdict(TrainingConfig())}
         for table, values in now.items():
-            for key, new in values.items():
-                if key not in _MAY_CHANGE and (old := before[table].get(key, defaults.get(key))) != new:
+            for key, new in values.items():  # of which one may be younger than the run
+                if key not in _MAY_CHANGE and (old := then[table].get(key, defaults[table].get(key))) != new:
                     raise ConfigError(f"{newest} was trained with {table}.{key} {old} and cannot go on with {new}")
 
     def _cut_metrics(self) -> None:
@@ -231,7 +248,8 @@ def make_trainer(
         d.batch_size,
         mean=d.mean,
         std=d.std,
-        augment=augmentation(d.augment),
+        augment=augmentations(d.augment),
+        classes=config.model.num_classes,
         shuffle=True,
         seed=t.seed,
     )
@@ -347,7 +365,7 @@ def read_model_config(path: Path) -> ViTConfig:
     """
     tables = merge(read_toml(path))
     if len(tables["model"]) < len(fields(ViTConfig)):
-        return resolve(tables, load_dataset(tables["data"].get("name", "digits"))).model
+        return resolve(tables, open_dataset(tables)).model
     try:
         return ViTConfig(**tables["model"])  # a run's own config is whole, and its data may be gone
     except ValueError as error:

@@ -125,8 +125,9 @@ class Trainer:
         """
         while self.epoch < self.epochs:
             began, before = time.perf_counter(), self._totals.seen
-            for images, labels in on_device(self.loader.epoch(self.epoch, self.batch), self.model.device):
+            for images, labels in on_device(self.loader.raw(self.epoch, self.batch), self.model.device):
                 started = time.perf_counter()
+                images, labels = self.loader.finish(images, labels, self.epoch, self.batch)
                 with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is told in one sentence
                     self.train_step(images, labels)
                 self.seconds += time.perf_counter() - started
@@ -276,7 +277,10 @@ class _Totals:
 
 
 def _count_right(logits: Tensor, labels: np.ndarray) -> Any:
-    return (logits.data.argmax(axis=-1) == namespace_of(logits.data).asarray(labels)).sum()
+    wanted = namespace_of(logits.data).asarray(labels)
+    if wanted.ndim > 1:  # shares of the classes, as mixup and CutMix make them: the largest one counts
+        wanted = wanted.argmax(axis=-1)
+    return (logits.data.argmax(axis=-1) == wanted).sum()
 
 
 def _part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from tinyvit.data import Dataset, load_dataset, preprocess
-from tinyvit.data.files import read_image
+from tinyvit.data import Dataset, preprocess, read_image
 from tinyvit.engine import TapeError, Tensor, ops, tensor
 from tinyvit.study.explain.document import Page, explain, facts, write
 from tinyvit.study.explain.recording import Recording, watch
 from tinyvit.training import load_trained
-from tinyvit.training.config import ConfigError, merge, read_toml, resolve
+from tinyvit.training.config import ConfigError, merge, open_dataset, read_toml, resolve
 from tinyvit.vit import ViT, ViTConfig
 
 FEW = 4  # images, where they have few tokens; else one
@@ -93,12 +92,12 @@ def explain_run(
     config, data = trained.config.model, trained.config.data
     labels: np.ndarray | None = None
     if image is None:
-        test = load_dataset(data.name).test
+        test = open_dataset(trained.config.to_dict()).test
         n = _how_many(images, config)
         pixels, labels = test.images[:n], test.labels[:n]
         shown = f"{len(pixels)} test images of {data.name}"
     else:
-        pixels, shown = _from_file(image, config), Path(image).name
+        pixels, shown = _from_file(image, config, data.crop_ratio, data.interpolation), Path(image).name
     title = f"{run}, {shown}"
     return _explained(trained.model, pixels, labels, data.mean, data.std, trained.classes, out, title, audit), title
 
@@ -112,7 +111,7 @@ def _described(name: str | None) -> tuple[Dataset | None, ViTConfig, Sequence[fl
             raise ConfigError(str(error)) from error
         return None, config, (0.5,) * config.channels, (0.5,) * config.channels
     tables = merge(read_toml(Path(name)) if name else {})
-    dataset = load_dataset(tables["data"].get("name", "digits"))
+    dataset = open_dataset(tables)
     whole = resolve(tables, dataset)
     return dataset, whole.model, whole.data.mean, whole.data.std
 
@@ -125,8 +124,8 @@ def _how_many(images: int | None, config: ViTConfig) -> int:
     return images
 
 
-def _from_file(image: str | Path, config: ViTConfig) -> np.ndarray:
-    return read_image(image, config.channels, (config.height, config.width))[None]
+def _from_file(image: str | Path, config: ViTConfig, *fitted: Any) -> np.ndarray:
+    return read_image(image, config.channels, (config.height, config.width), *fitted)[None]
 
 
 def _explained(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import tinyvit
-from tinyvit.data import DataError, Dataset, Split, load_dataset
+from tinyvit.data import DataError, Dataset, Split, digits
 from tinyvit.study.explain.values import picture, png
 from tinyvit.study.machine import machine
 from tinyvit.study.pictures import CURVES, attention_figure, draw_curve
@@ -33,7 +33,7 @@ from tinyvit.study.report.answers import (
 )
 from tinyvit.training import Config, Run, TrainedModel, load_trained
 from tinyvit.training.checkpoint import write_atomically
-from tinyvit.training.config import merge, resolve
+from tinyvit.training.config import ConfigError, merge, open_dataset, resolve
 from tinyvit.training.optim import OPTIMIZERS
 from tinyvit.training.trainer import Record
 
@@ -88,7 +88,7 @@ def write_report(
         run: a `Run` that was trained in this process, a run's folder, a model file, a checkpoint, or what
             `load_trained` made of one of these.
         out: the file, written whole or not at all; `report.html` in the run's folder if None.
-        data: other images than those of the run's own dataset: a `Dataset`, or its name or path.
+        data: other images than those of the run's own dataset: a `Dataset`, or its name or path. Nothing is downloaded.
         split: "test", "validation" or "train"; the first of these that has images if None. Of a split of more than
             10,000 images as many are looked at, evenly spread.
         device: "cpu", "gpu" or "auto", for what is not loaded yet.
@@ -153,9 +153,9 @@ def _device(run: Any, device: str) -> str:
 def _dataset(trained: TrainedModel, data: Any) -> tuple[Dataset | None, str]:
     """The dataset, or why there is none."""
     try:
-        dataset = data if isinstance(data, Dataset) else load_dataset(data or trained.config.data.name)
+        dataset = data if isinstance(data, Dataset) else open_dataset(trained.config.to_dict(), data, offline=True)
         check_fits(trained, dataset)
-    except (DataError, OSError) as error:
+    except (DataError, ConfigError, OSError) as error:
         if data is not None:
             raise
         return None, str(error)
@@ -165,7 +165,7 @@ def _dataset(trained: TrainedModel, data: Any) -> tuple[Dataset | None, str]:
 def _is_own(trained: TrainedModel, data: Any) -> bool:
     """A Dataset does not know where it came from, but it has the name of its file."""
     own = Path(trained.config.data.name)
-    return data.name == own.stem if isinstance(data, Dataset) else Path(data).resolve() == own.resolve()
+    return data.name in (own.stem, own.name) if isinstance(data, Dataset) else Path(data).resolve() == own.resolve()
 
 
 def _split(dataset: Dataset, wanted: str | None) -> tuple[str, Split]:
@@ -577,7 +577,7 @@ OF_THE_DATA = {"image_size", "channels", "num_classes", "mean", "std"}
 
 
 def _config(f: Facts) -> str:
-    defaults = resolve(merge(), load_dataset("digits")).to_dict()
+    defaults = resolve(merge(), digits()).to_dict()
     tables = ""
     for table, values in f.config.to_dict().items():
         rows = ""

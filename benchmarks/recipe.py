@@ -1,0 +1,138 @@
+"""A recipe's claim: test accuracy and time of `tinyvit train --config RECIPE`, beside the same recipe in PyTorch.
+
+    python benchmarks/recipe.py fashion-mnist                    # seeds 0 and 1, tinyvit and PyTorch: hours on a CPU
+    python benchmarks/recipe.py fashion-mnist --only tinyvit --seeds 1
+
+Each run is a process of its own. PyTorch starts from the same weights, sees the same batches in the same order, and
+makes the same updates, in its own idioms (eager, fused attention, fused AdamW): what differs are the roundings, and the
+time. Runs that stand in the result file already are kept, so that a night may be cut in pieces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import _common
+import numpy as np
+
+from tinyvit.training.config import Config, merge, open_dataset, read_toml, resolve
+from tinyvit.training.flat import decays
+from tinyvit.training.run import evaluation_loader, make_schedule, make_trainer
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+WHO = ("tinyvit", "pytorch")
+
+
+def tinyvit_run(recipe: Path, seed: int, folder: Path) -> dict[str, Any]:
+    """Run the command as a user does, and read what it recorded."""
+    command = [sys.executable, "-m", "tinyvit", "train", "--device", "cpu", "--config", str(recipe)]
+    subprocess.run([*command, "--seed", str(seed), "--out", str(folder)], check=True)
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    *epochs, final = records
+    return {
+        "test_accuracy": final["test_accuracy"],
+        "validation_accuracy": epochs[-1]["validation_accuracy"],
+        "seconds": final["seconds"],
+        "epochs": len(epochs),
+    }
+
+
+def pytorch_run(recipe: Path, seed: int) -> dict[str, Any]:
+    """Train the same model on the same batches; seconds are those of the steps, as in tinyvit's record."""
+    import torch
+    from peers.pytorch import Model
+    from torch.nn import functional as F
+
+    config, dataset = resolved(recipe, seed)
+    trainer = make_trainer(config, dataset)  # never run: it has the first weights, and makes the batches
+    t, schedule, loader = config.training, make_schedule(config, len(trainer.loader)), trainer.loader
+    if (t.optimizer, t.ema) != ("adamw", 0):
+        raise SystemExit("the twin in PyTorch knows AdamW without averaged weights")
+    model = Model(config.model, checkpoint=False)
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in trainer.model.state_dict().items()})
+    names = {name for name, p in trainer.model.named_parameters() if decays(p)}
+    groups = [
+        {"params": [p for n, p in model.named_parameters() if (n in names) == decays], "weight_decay": decay}
+        for decays, decay in ((True, t.weight_decay), (False, 0.0))
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=t.lr, fused=True)
+    seconds, step = 0.0, 0
+    for epoch in range(t.epochs):
+        model.train()
+        for images, labels in loader.epoch(epoch):
+            start = time.perf_counter()
+            optimizer.zero_grad()
+            logits = model(torch.from_numpy(images))
+            loss: Any = F.cross_entropy(logits, torch.from_numpy(labels), label_smoothing=t.label_smoothing)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), t.clip_norm or float("inf"))
+            for group in optimizer.param_groups:
+                group["lr"] = schedule(step)
+            optimizer.step()
+            step += 1
+            seconds += time.perf_counter() - start
+        accuracy = _accuracy(model, evaluation_loader(config, dataset.validation))
+        print(f"pytorch, epoch {epoch + 1}/{t.epochs}: validation {accuracy:.2%}, {seconds:.1f} s", flush=True)
+    return {
+        "test_accuracy": _accuracy(model, evaluation_loader(config, dataset.test)),
+        "validation_accuracy": accuracy,
+        "seconds": round(seconds, 3),
+        "epochs": t.epochs,
+    }
+
+
+def _accuracy(model: Any, loader: Any) -> float:
+    import torch
+
+    model.eval()
+    with torch.inference_mode():
+        right = [(model(torch.from_numpy(x)).numpy().argmax(axis=1) == y) for x, y in loader]
+    return float(np.concatenate(right).mean())
+
+
+def resolved(recipe: Path, seed: int) -> tuple[Config, Any]:
+    """Return the recipe's config, and its data."""
+    tables = merge(read_toml(recipe), {"training": {"seed": seed}})
+    dataset = open_dataset(tables)
+    return resolve(tables, dataset), dataset
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("recipe", help="a name in recipes/")
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    options.add_argument("--only", choices=WHO)
+    options.add_argument("--out", type=Path, default=_common.RESULTS, help="folder of the result file")
+    given = options.parse_args()
+    recipe = RECIPES / f"{given.recipe}.toml"
+    name = "recipe_" + given.recipe.replace("-", "_")
+    before = given.out / f"{name}.json"
+    rows: list[dict[str, Any]] = json.loads(before.read_text())["rows"] if before.exists() else []
+    for seed in given.seeds:
+        for who in [given.only] if given.only else WHO:
+            if any((row["who"], row["seed"]) == (who, seed) for row in rows):
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                made = (
+                    tinyvit_run(recipe, seed, Path(folder) / "run") if who == "tinyvit" else pytorch_run(recipe, seed)
+                )
+            rows.append({"who": who, "seed": seed, **made})
+            mean = {
+                w: round(statistics.mean(a), 5)
+                for w in WHO
+                if (a := [r["test_accuracy"] for r in rows if r["who"] == w])
+            }
+            result = {"recipe": recipe.name, "rows": rows, "mean_test_accuracy": mean}
+            print(_common.save(name, result, given.out), rows[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main()
