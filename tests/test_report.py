@@ -421,6 +421,30 @@ def test_a_model_alone_without_its_folder_is_reported(tmp_path, run):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "report.html"]
 
 
+def test_image_files_that_cannot_be_read_are_left_out_and_named(tmp_path):
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 20), ("val", 20), ("test", 120)):
+        for i in range(count):
+            path = tmp_path / "photos" / part / ("dark" if i % 2 else "bright") / f"{i:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            level = 40 if i % 2 else 200
+            Image.fromarray(rng.integers(level - 40, level + 40, (12, 12, 3)).astype(np.uint8)).save(path)
+    broken = tmp_path / "photos" / "test" / "dark" / "001.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    tables = {
+        "model": {"image_size": 8, "dim": 8, "depth": 1, "num_heads": 1},
+        "data": {"name": str(tmp_path / "photos"), "augment": "none", "on_bad_image": "skip"},
+        "training": {"epochs": 1, "warmup_epochs": 0},
+    }
+    run = Run(tables, tmp_path / "r", "cpu")
+    final = run.train()
+    page = assert_whole(write_report(run).read_text())
+    assert f"{final['test_accuracy']:.2%} of 119 test images right" in page.text
+    assert f"Skipped 1 image: {broken} (" in page.text
+    late = write_report(run.folder, tmp_path / "late.html").read_text()
+    assert f"{final['test_accuracy']:.2%} of 119 test images right" in late
+
+
 def test_skipped_images_are_named(tmp_path, run):
     class Images(np.ndarray):
         bad: dict

@@ -1,7 +1,9 @@
 """Augmentations: beside Pillow where it has them, by their definition elsewhere, and what a config's words make."""
 
 import dataclasses
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -259,6 +261,14 @@ def test_every_word_stands_for_its_settings():
         assert augmentation(f"{name}({', '.join(f'{k}={v!r}' for k, v in settings.items())})") == step
         assert augmentation(f"{name}({', '.join(map(repr, settings.values()))})") == step
     assert augmentations([" crop( padding = 2 )", "mixup(1)"]) == (RandomCrop(2), Mixup(1.0))
+
+
+def test_the_documented_settings_are_the_defaults():
+    text = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| .* \| `([^`]*)`[^|]*\|$", text, re.MULTILINE)
+    documented = {name: augmentation(f"{name}({settings})") for name, settings in rows if name in AUGMENTATIONS}
+    assert documented == AUGMENTATIONS
+    assert all(set(re.findall(r"(\w+)=", settings)) == set(vars(AUGMENTATIONS[name])) for name, settings in rows[-9:])
 
 
 @pytest.mark.parametrize(

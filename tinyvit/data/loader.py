@@ -184,9 +184,11 @@ class Loader:
         if self.augment and self._crops_files(first := self.augment[0]):
             boxes = first.boxes(len(rows), self._generator(epoch, CROP, index))
         pixels, readable = images.read(rows, boxes)
-        if not len(pixels):
-            raise DataError(f"none of the {len(rows)} images of a batch could be read: {_first(images.bad)}")
-        return pixels, labels[readable]
+        if readable.all():
+            return pixels, labels
+        if not readable.any():
+            raise DataError(f"none of the {len(rows)} images of a batch can be used: raise batch_size, or mend them")
+        return pixels[readable], labels[readable]
 
     def _crops_files(self, step: Any) -> TypeGuard[RandomResizedCrop]:
         files = isinstance(self.split.images, ImageFiles)
@@ -200,10 +202,6 @@ class Loader:
         # A spawn key, unlike a longer seed, keeps these streams apart from each other and from every
         # default_rng(seed) elsewhere in the run.
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
-
-
-def _first(bad: dict[Any, str]) -> str:
-    return next((f"{path}: {reason}" for path, reason in bad.items()), "")
 
 
 def _ahead(reads: Iterator[Callable[[], Batch]]) -> Iterator[Batch]:

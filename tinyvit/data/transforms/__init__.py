@@ -48,7 +48,7 @@ def augmentation(call: str) -> Augmentation | Mixing:
     >>> augmentation("affine").degrees
     10.0
     >>> augmentation("erasing(0.1, largest=0.2)")
-    RandomErasing(p=0.1, smallest=0.02, largest=0.2, ratio=3.3333333333333335)
+    RandomErasing(p=0.1, smallest=0.02, largest=0.2, ratio=3.3)
     """
     name, values, named = _parsed(call)
     if name not in AUGMENTATIONS:

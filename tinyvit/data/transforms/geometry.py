@@ -221,7 +221,7 @@ class RandomResizedCrop:
 
     smallest: float = 0.08
     largest: float = 1.0
-    ratio: float = 4 / 3
+    ratio: float = 1.33
 
     def __post_init__(self) -> None:
         check_ranges(self, smallest=(0, 1), largest=(0, 1), ratio=(1, math.inf))

@@ -46,8 +46,8 @@ class RandomErasing:
 
     p: float = 0.25
     smallest: float = 0.02
-    largest: float = 1 / 3
-    ratio: float = 10 / 3
+    largest: float = 0.33
+    ratio: float = 3.3
 
     def __post_init__(self) -> None:
         check_ranges(self, p=(0, 1), smallest=(0, 1), largest=(self.smallest, 1), ratio=(1, math.inf))
