@@ -1,6 +1,7 @@
 """The `tinyvit` command: what comes out on which stream, with which exit code, and what is left on disk."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -9,7 +10,10 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +21,9 @@ from PIL import Image
 
 import tinyvit as tv
 from tinyvit import cli
-from tinyvit.data import digits
+from tinyvit.data import Split, digits
+from tinyvit.study import terminal
+from tinyvit.study.records import describe_skipped, skipped
 from tinyvit.training import CheckpointError, ConfigError, load_checkpoint, load_trained, predict, save_checkpoint
 from tinyvit.training.config import read_toml
 from tinyvit.training.trainer import Trainer
@@ -68,7 +74,7 @@ def cwd(tmp_path, monkeypatch):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Spare the time that drawing takes."""
-    monkeypatch.setattr(cli, "_draw_pictures", lambda run: "")
+    monkeypatch.setattr(cli, "_draw_pictures", lambda run, workers: "")
 
 
 def final(folder):
@@ -96,13 +102,51 @@ def test_train_says_what_it_does_on_standard_output_and_nothing_on_standard_erro
     assert lines[0] == "digits: 1,259 training, 179 validation, 359 test images of 8×8×1, 10 classes"
     assert "patch 4, width 32, depth 1, 4 heads, " in lines[1]
     assert "on the cpu; 6 epochs of 20 steps, seed 0" in lines[1]
-    assert [line.partition(":")[0] for line in lines[2:-1]] == [f"epoch {i}/6" for i in range(1, 7)]
+    assert [line.partition(":")[0] for line in lines[2:8]] == [f"epoch {i}/6" for i in range(1, 7)]
+    line = r": loss \d\.\d{3}, training \d+\.\d\d%, validation \d+\.\d\d%, [\d,]+ images/s, \d+\.\d s"
+    assert all(re.search(rf"{line}, \d\d:\d\d left$", text) for text in lines[2:7])
+    assert re.search(rf"{line}$", lines[7])
     record = final(folder)
     assert lines[-1] == (
         f"test accuracy {record['test_accuracy']:.2%}, {record['seconds']:.1f} s of training, "
-        f"files in {folder}/ (curves.png, attention.png)"
+        f"files in {folder}/ (curves.png, attention.png, report.html)"
     )
     assert err == ""  # no progress bar where there is no terminal
+
+
+def test_the_table_at_the_end_says_what_the_records_say(trained):
+    folder, out, _ = trained
+    *epochs, end = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    head, *rows = out.splitlines()[9:-1]
+    assert head.split() == ["epoch", "loss", "training", "validation"]
+    best = max(epochs, key=lambda epoch: (epoch["validation_accuracy"], -epoch["validation_loss"]))
+    names = {best["epoch"]: "best", 6: "last"} if best["epoch"] < 6 else {6: "best, last"}
+    for row, (number, name) in zip(rows, names.items(), strict=False):
+        e = epochs[number - 1]
+        scores = f"{e['loss']:.4f}", f"{e['train_accuracy']:.2%}", f"{e['validation_accuracy']:.2%}"
+        assert re.split("  +", row) == [f"{number} ({name})", *scores]
+    facts = dict(re.split("  +", row, maxsplit=1) for row in rows[len(names) + 1 : -1])
+    assert list(facts) == ["test accuracy", "speed", "training", "parameters", "peak memory", "files"]
+    assert facts["test accuracy"].startswith(f"{end['test_accuracy']:.2%} of 359 images, by the last weights; nothing")
+    assert facts["speed"] == f"{np.median([e['images_per_second'] for e in epochs]):,.0f} images/s"
+    assert facts["training"] == f"{end['seconds']:.1f} s, 120 steps"
+    assert facts["parameters"] == f"{load_trained(folder).model.num_parameters:,}"
+    assert 50 < int(re.match(r"([\d,]+) MiB", facts["peak memory"])[1].replace(",", "")) < 100_000
+
+
+def test_the_table_names_the_images_that_were_skipped(tmp_path):
+    class Images(np.ndarray):
+        bad: dict[Path, str]
+
+    data = digits()
+    images = data.test.images.view(Images)
+    images.bad = {tmp_path / f"{i}.png": "it is cut short" for i in range(7)}
+    skipping = dataclasses.replace(data, test=Split(images, data.test.labels))
+    assert skipped(data) == {}
+    assert skipped(skipping) == images.bad
+    said = describe_skipped(skipped(skipping))
+    assert said.startswith(f"7 images: {tmp_path}/0.png (it is cut short); ")
+    assert said.endswith(f"{tmp_path}/4.png (it is cut short); and 2 more")
 
 
 def test_train_keeps_a_final_record_and_two_real_pictures(trained):
@@ -140,14 +184,56 @@ def test_on_a_terminal_a_progress_bar_takes_the_place_of_the_lines(tinyvit, cwd,
     code, out, err = tinyvit("train", *QUICK, "--out", "r")
     assert code == 0
     assert "epoch 1/1" not in out
-    assert re.search(r"2/2 .*step.*loss=.*validation=", err)
+    *_, bar = err.rstrip().split("\r")
+    shown = (
+        r"epoch 1/1: 100%\|█+\| +[\d.]+ images/s, 00:00 left, loss=\d\.\d+, training=\S+%, validation=\S+%, lr=2.0e-03"
+    )
+    assert re.fullmatch(shown, bar)
+
+
+def test_the_bar_shows_the_loss_of_about_an_epochs_worth_of_images(monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setitem(terminal.LOOK, "cpu", 0.0)
+    shown = []
+    monkeypatch.setattr(terminal._Bar, "_show", lambda self, *facts: shown.append(facts))
+
+    class Fake:  # a Trainer as far as the bar is concerned
+        model = SimpleNamespace(device="cpu")
+        loader = type("Loader", (), {"split": range(40), "batch_size": 10, "__len__": lambda self: 4})()
+        epochs, epoch, batch, running, lr = 2, 0, 1, (4.0, 0.25), 1e-3
+
+    trainer = Fake()
+    with terminal.progress(trainer) as (on_step, on_record):
+        on_step(trainer)
+        on_record({"event": "epoch", "loss": 3.0, "train_accuracy": 0.5, "lr": 1e-3})
+        trainer.epoch, trainer.running = 1, (1.0, 0.75)
+        on_step(trainer)
+    assert shown == [(4.0, 0.25, 1e-3), (3.0, 0.5, 1e-3), (0.25 * 1.0 + 0.75 * 3.0, 0.75, 1e-3)]
+
+
+def test_a_gpu_is_not_waited_for_at_every_step(monkeypatch):
+    assert terminal.LOOK["gpu"] >= 10
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    looks = []
+
+    class Fake:
+        model = SimpleNamespace(device="gpu")
+        loader = type("Loader", (), {"split": range(40), "batch_size": 10, "__len__": lambda self: 4})()
+        epochs, epoch, batch, lr = 2, 0, 1, 1e-3
+        running = property(lambda self: looks.append(1) or (4.0, 0.25))
+
+    trainer = Fake()
+    with terminal.progress(trainer) as (on_step, _):
+        for _ in range(100):
+            on_step(trainer)
+    assert len(looks) == 1
 
 
 @pytest.mark.parametrize(("epochs", "lines"), [(5, 5), (31, 16)])
 def test_elsewhere_there_are_about_fifteen_lines_and_one_for_the_last_epoch(tinyvit, cwd, no_pictures, epochs, lines):
     save_cells(cwd / "cells.npz")
     out = tinyvit("train", *QUICK, "--epochs", epochs, "--data", "cells.npz", "--out", "r")[1]
-    shown = [line for line in out.splitlines() if line.startswith("epoch ")]
+    shown = [line for line in out.splitlines() if re.match(r"epoch \d", line)]
     assert len(shown) == lines
     assert shown[-1].startswith(f"epoch {epochs}/{epochs}: loss ")
 
@@ -232,6 +318,113 @@ def test_one_signal_stops_after_the_step_with_a_checkpoint_and_two_at_once(
     assert "tinyvit: stopped after step 2; go on with: tinyvit train --resume --out " in err
     assert tinyvit(*shlex.split(err.rpartition("go on with: ")[2])[1:])[0] == 0  # a blank in the name needs quotes
     assert final(cwd / "my run")["epoch"] == 3
+
+
+STAGED = """
+import sys, time
+from tinyvit import cli
+from tinyvit.training import checkpoint, run, trainer
+from tinyvit.study.report import document
+
+def slow(place, name, only=lambda *a: True):
+    function = getattr(place, name)
+    def wrapped(*arguments, **named):
+        if only(*arguments):
+            print("HERE", flush=True)
+            for _ in range(50):  # a signal finds it in the middle
+                time.sleep(0.02)
+        return function(*arguments, **named)
+    setattr(place, name, wrapped)
+
+STAGE
+sys.exit(cli.main(sys.argv[1:]))
+"""
+STAGES = {
+    "step": "slow(trainer.Trainer, 'train_step')",
+    "validation": "slow(trainer, 'evaluate', lambda model, loader, workers: len(loader.split) == 179)",
+    "test": "slow(trainer, 'evaluate', lambda model, loader, workers: len(loader.split) == 359)",
+    "report": "slow(document, '_attention')",
+    "writing": "slow(checkpoint.os, 'replace', lambda a, b: b.name == 'report.html')",
+}
+
+
+def signalled(stage, folder, *signals):
+    """Train in a process of its own and send it signals at a stage, 0.2 s apart: (exit code, output, errors)."""
+    command = [
+        sys.executable,
+        "-c",
+        STAGED.replace("STAGE", STAGES[stage]),
+        "train",
+        *QUICK,
+        "--epochs",
+        "2",
+        "--out",
+        folder,
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if line == "HERE\n":
+                break
+        for number in signals:
+            time.sleep(0.2)
+            process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    return process.returncode, "".join(said) + out, err
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert cli.main(["train", *QUICK, "--epochs", "2", "--out", str(folder)]) == 0
+    return folder
+
+
+def weights(folder):
+    return {name: array.tobytes() for name, array in load_checkpoint(folder / "model.safetensors")[0].items()}
+
+
+@pytest.mark.parametrize(
+    ("stage", "signals", "code", "epochs"),
+    [
+        ("step", [signal.SIGINT], 130, 0),
+        ("step", [signal.SIGINT, signal.SIGINT], 130, 0),
+        ("validation", [signal.SIGTERM], 143, 1),
+        ("validation", [signal.SIGTERM, signal.SIGINT], 130, 0),
+    ],
+)
+def test_a_signal_in_training_loses_nothing_that_a_resumed_run_does_not_make_again(
+    tinyvit, undisturbed, tmp_path, no_pictures, stage, signals, code, epochs
+):
+    given, _, err = signalled(stage, tmp_path / "r", *signals)
+    assert given == code
+    assert "finishing this step or evaluation; press Ctrl-C again to stop at once" in err
+    assert ("stopped at once; go on with: " if len(signals) == 2 else "stopped after step ") in err
+    assert not list(tmp_path.rglob("*.tmp"))
+    metrics = tmp_path / "r" / "metrics.jsonl"
+    assert (len(metrics.read_text().splitlines()) if metrics.exists() else 0) == epochs
+    assert tinyvit(*shlex.split(err.rpartition("go on with: ")[2])[1:])[0] == 0
+    assert weights(tmp_path / "r") == weights(undisturbed)
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [record["event"] for record in records] == ["epoch", "epoch", "final"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stage", ["test", "report", "writing"])
+def test_a_signal_after_training_leaves_a_complete_run_without_a_report(tinyvit, undisturbed, tmp_path, stage, number):
+    code, out, err = signalled(stage, tmp_path / "r", number)
+    assert code == 128 + number
+    assert "tinyvit: the run is complete; write its report with: tinyvit eval " in err
+    assert "s of training, files in" not in out
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".html", ".tmp")]
+    assert final(tmp_path / "r")["test_accuracy"] == final(undisturbed)["test_accuracy"]
+    assert weights(tmp_path / "r") == weights(undisturbed)
+    command = re.search("write its report with: (.*)", err)[1]
+    assert tinyvit(*shlex.split(command)[1:])[0] == 0
+    assert (tmp_path / "r" / "report.html").read_text().endswith("</html>\n")
 
 
 @pytest.mark.slow

@@ -89,6 +89,14 @@ SAYS = {
         if tv.gpu_available()
         else ["No GPU here, so all of it on the CPU:"]
     ),
+    "14_a_logger_of_your_own": [
+        "9 records in metrics.jsonl, 8 rows in epochs.csv: event, epoch, step, loss, train_accuracy, lr, seconds",
+        "loss                 █",
+        "validation accuracy  ▁",
+        "▁  to 0.",
+        "█  to 9",
+        ", of 80 steps",
+    ],
 }
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import tinyvit
 from tinyvit import study
-from tinyvit.data import DATASETS, DataError, inspection, read_image, unknown_name
+from tinyvit.data import DATASETS, DataError, Split, inspection, read_image, unknown_name
 from tinyvit.data.datasets import ON_BAD_IMAGE
 from tinyvit.engine import BackendError
 from tinyvit.engine.backend import namespace_on
@@ -241,10 +241,11 @@ def _train(options: argparse.Namespace) -> int:
         with study.progress(run.trainer) as (on_step, on_record), _stop_on_signals(run.trainer) as received:
             try:
                 final = run.train(on_step, on_record)
-            except Interrupted:
+            except (Interrupted, KeyboardInterrupt) as stop:
+                how = f"after step {run.trainer.step}" if isinstance(stop, Interrupted) else "at once"
                 again = f"tinyvit train --resume --out {shlex.quote(str(folder))}"
-                print(f"tinyvit: stopped after step {run.trainer.step}; go on with: {again}", file=sys.stderr)
-                return 128 + received[0]
+                print(f"tinyvit: stopped {how}; go on with: {again}", file=sys.stderr)
+                return 128 + received[-1]
         try:
             print(f"\n{study.results(run)}\n")
             if received:  # during the last look at the test images
@@ -297,11 +298,12 @@ def _stop_on_signals(trainer: Trainer) -> Iterator[list[int]]:
     received: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
-        if received:
-            raise KeyboardInterrupt(number)
         received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt(number)
         trainer.stop = True
-        print("\ntinyvit: finishing this step; press Ctrl-C again to stop at once", file=sys.stderr)
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\ntinyvit: finishing this step or evaluation; press Ctrl-C again to stop at once\n")
 
     with _on_signals(stop):
         yield received
@@ -327,13 +329,23 @@ def _draw_pictures(run: Run, workers: int | None) -> str:
     if importlib.util.find_spec("matplotlib") is None:
         return " (no pictures: pip install 'tinyvit[vision]')"
     some = run.dataset.validation if len(run.dataset.validation) else run.dataset.train
-    try:
-        study.draw_curves(run.metrics_path, run.folder / "curves.png")
-        study.draw_attention(load_trained(run.folder), some.images[:6], run.folder / "attention.png")
-        study.write_report(run, workers=workers)
-    except (OSError, ValueError) as error:  # the run itself is good
-        return f" (no pictures: {error})"
-    return " (curves.png, attention.png, report.html)"
+    files: dict[str, Callable[[Path], Any]] = {
+        "curves.png": lambda path: study.draw_curves(run.metrics_path, path),
+        "attention.png": lambda path: study.draw_attention(load_trained(run.folder), _first_images(some, 6), path),
+        "report.html": lambda path: study.write_report(run, path, workers=workers),
+    }
+    written, problems = [], []
+    for name, write in files.items():
+        try:
+            write(run.folder / name)
+            written.append(name)
+        except (OSError, ValueError) as error:  # the run itself is good
+            problems.append(f"no {name}: {error}")
+    return f" ({', '.join(written + problems)})"
+
+
+def _first_images(split: Split, n: int) -> np.ndarray:
+    return study.read_rows(split, np.arange(min(n, len(split))))[0]
 
 
 def _eval(options: argparse.Namespace) -> int:
@@ -365,7 +377,8 @@ def _eval(options: argparse.Namespace) -> int:
 
 def _report(trained: Any, options: argparse.Namespace, dataset: Any = None) -> None:
     try:
-        study.write_report(trained, options.report, data=dataset, split=options.split, workers=options.workers)
+        data = options.data or dataset
+        study.write_report(trained, options.report, data=data, split=options.split, workers=options.workers)
     except ImportError as error:
         raise ConfigError("--report needs matplotlib: pip install 'tinyvit[vision]'") from error
 

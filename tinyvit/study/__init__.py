@@ -17,9 +17,9 @@ from tinyvit.study.explain import (
     watch,
 )
 from tinyvit.study.pictures import draw_attention, draw_curves
-from tinyvit.study.progress import progress, results
-from tinyvit.study.report import check_fits, write_report
+from tinyvit.study.report import check_fits, read_rows, write_report
 from tinyvit.study.summary import Row, summary, to_markdown, to_text, totals
+from tinyvit.study.terminal import progress, results
 
 __all__ = [
     "EQUATIONS",
@@ -39,6 +39,7 @@ __all__ = [
     "explain_run",
     "explain_script",
     "progress",
+    "read_rows",
     "results",
     "summary",
     "tape",

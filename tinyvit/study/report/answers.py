@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from tinyvit.data import DataError, Dataset, Split
+from tinyvit.data import DataError, Dataset, ImageFiles, Split
 from tinyvit.training import TrainedModel, predict
 
 MOST_IMAGES = 10_000  # so many are looked at, evenly spread over a larger split
@@ -74,19 +74,26 @@ def check_fits(trained: TrainedModel, dataset: Dataset) -> None:
 
 
 def answers(trained: TrainedModel, split: Split, name: str, workers: int | None = None) -> Answers:
-    """Ask a model of the images of a split; of at most `MOST_IMAGES`."""
-    n = len(split)
-    rows = np.arange(n) if n <= MOST_IMAGES else np.arange(MOST_IMAGES) * n // MOST_IMAGES
-    labels = split.labels[rows]
-    mean, std = trained.config.data.mean, trained.config.data.std
-    predicted, confidence, of_truth = (np.empty(len(rows), dtype) for dtype in (np.int64, np.float64, np.float64))
-    for start in range(0, len(rows), AT_ONCE):
-        part = slice(start, start + AT_ONCE)
-        p = predict(trained.model, split.images[rows[part]], mean, std, workers=workers)
-        predicted[part], confidence[part] = p.argmax(axis=1), p.max(axis=1)
-        of_truth[part] = p[np.arange(len(p)), labels[part]]
-    K = trained.config.model.num_classes
-    return Answers(name, n, rows, labels, predicted, confidence, of_truth, K)
+    """Ask a model of the images of a split; of at most `MOST_IMAGES`, less those that cannot be read."""
+    n, d = len(split), trained.config.data
+    wanted = np.arange(n) if n <= MOST_IMAGES else np.arange(MOST_IMAGES) * n // MOST_IMAGES
+    found: list[tuple[np.ndarray, ...]] = []
+    for start in range(0, len(wanted), AT_ONCE):
+        pixels, rows = read_rows(split, wanted[start : start + AT_ONCE])
+        p = predict(trained.model, pixels, d.mean, d.std, workers=workers)
+        labels = split.labels[rows]
+        found.append((rows, labels, p.argmax(axis=1), p.max(axis=1), p[np.arange(len(p)), labels]))
+    rows, labels, predicted, confidence, of_truth = map(np.concatenate, zip(*found, strict=True))
+    confidence, of_truth = confidence.astype(np.float64), of_truth.astype(np.float64)
+    return Answers(name, n, rows, labels, predicted, confidence, of_truth, trained.config.model.num_classes)
+
+
+def read_rows(split: Split, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images of these rows, and the rows: without those whose files cannot be read and are skipped."""
+    if not isinstance(split.images, ImageFiles):
+        return split.images[rows], rows
+    pixels, readable = split.images.read(rows)
+    return pixels[readable], rows[readable]
 
 
 @dataclass(frozen=True)

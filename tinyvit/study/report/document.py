@@ -33,7 +33,8 @@ from tinyvit.study.report.answers import (
 )
 from tinyvit.training import Config, Run, TrainedModel, load_trained
 from tinyvit.training.checkpoint import write_atomically
-from tinyvit.training.config import merge, open_dataset, resolve
+from tinyvit.training.config import ConfigError, merge, open_dataset, resolve
+from tinyvit.training.optim import OPTIMIZERS
 from tinyvit.training.trainer import Record
 
 STYLES = (Path(__file__).parents[1] / "palette.css", Path(__file__).with_name("report.css"))
@@ -87,7 +88,7 @@ def write_report(
         run: a `Run` that was trained in this process, a run's folder, a model file, a checkpoint, or what
             `load_trained` made of one of these.
         out: the file, written whole or not at all; `report.html` in the run's folder if None.
-        data: other images than those of the run's own dataset: a `Dataset`, or its name or path.
+        data: other images than those of the run's own dataset: a `Dataset`, or its name or path. Nothing is downloaded.
         split: "test", "validation" or "train"; the first of these that has images if None. Of a split of more than
             10,000 images as many are looked at, evenly spread.
         device: "cpu", "gpu" or "auto", for what is not loaded yet.
@@ -141,7 +142,7 @@ def _gathered(run: Any, data: Any, split: str | None, device: str, workers: int 
         records=read_metrics(folder / "metrics.jsonl") if folder else [],
         here=live,
         device=trained.model.device,
-        given=data is not None,
+        given=data is not None and not _is_own(trained, data),
     )
 
 
@@ -152,13 +153,19 @@ def _device(run: Any, device: str) -> str:
 def _dataset(trained: TrainedModel, data: Any) -> tuple[Dataset | None, str]:
     """The dataset, or why there is none."""
     try:
-        dataset = data if isinstance(data, Dataset) else open_dataset(trained.config.to_dict(), data)
+        dataset = data if isinstance(data, Dataset) else open_dataset(trained.config.to_dict(), data, offline=True)
         check_fits(trained, dataset)
-    except (DataError, OSError) as error:
+    except (DataError, ConfigError, OSError) as error:
         if data is not None:
             raise
         return None, str(error)
     return dataset, ""
+
+
+def _is_own(trained: TrainedModel, data: Any) -> bool:
+    """A Dataset does not know where it came from, but it has the name of its file."""
+    own = Path(trained.config.data.name)
+    return data.name in (own.stem, own.name) if isinstance(data, Dataset) else Path(data).resolve() == own.resolve()
 
 
 def _split(dataset: Dataset, wanted: str | None) -> tuple[str, Split]:
@@ -234,7 +241,7 @@ def _sentence(f: Facts) -> str:
         f"A Vision Transformer of {f.trained.model.num_parameters:,} parameters (patches of {m.patch_size}×"
         f"{m.patch_size} pixels, width {m.dim}, depth {m.depth}, {_many(m.num_heads, 'head')}), trained on {images} of "
         f"<b>{escape(name)}</b> ({m.height}×{m.width} pixels, {colour}, {_many(m.num_classes, 'class')}) for "
-        f"{_many(t.epochs, 'epoch')} with {escape(t.optimizer)} at a peak learning rate of {t.lr:g}."
+        f"{_many(t.epochs, 'epoch')} with {OPTIMIZERS[t.optimizer].__name__} at a peak learning rate of {t.lr:g}."
     )
 
 
@@ -276,7 +283,7 @@ def _figures(f: Facts) -> str:
             ("loss", f"{a.losses.mean():.3f} <small>nats</small>"),
         ]
     if best := best_epoch(epochs):
-        shown.append(("best validation", f"{best['validation_accuracy']:.2%} <small>epoch {best['epoch']}</small>"))
+        shown.append((f"best validation, epoch {best['epoch']}", f"{best['validation_accuracy']:.2%}"))
     if epochs:
         shown.append(("training", _duration(epochs[-1]["seconds"])))
     if rate := median_rate(epochs):
@@ -299,7 +306,7 @@ def _curves(f: Facts) -> str:
     if not epochs_of(f.records):
         return _section("How it went", "<p>There are no records of its epochs beside the weights.</p>")
     drawn = "".join(f"<figure>{_curve(title, f.records)}</figure>\n" for title in CURVES)
-    note = "Nothing was chosen on the test images: they were looked at once, after the last epoch."
+    note = "The test accuracy is that of the last weights; nothing was chosen on the test images."
     said = f'<p class="note">{note}</p>' if "test_accuracy" in f.records[-1] else ""
     return _section("How it went", f'<div class="curves">\n{drawn}</div>\n', said)
 
@@ -366,14 +373,14 @@ def _classes(f: Facts) -> str:
     a = f.answers
     if a is None:
         return ""
-    parts = [_calibration(a), _table_of_classes(f, a)]
-    parts.append(_matrix(f, a) if a.num_classes <= FEW else _confused(f, a))
-    return _section("Class by class", *parts)
+    more = _matrix(f, a) if a.num_classes <= FEW else _confused(f, a)
+    tables = f'<div class="sides">\n<div>{_table_of_classes(f, a)}</div>\n<div>{more}</div>\n</div>\n'
+    return _section("Class by class", _calibration(a), tables)
 
 
 def _calibration(a: Answers) -> str:
     sure, error = float(a.confidence.mean()), calibration_error(a.confidence, a.right)
-    how = "surer than it may be" if sure > a.accuracy else "less sure than it may be"
+    how = "surer than it should be" if sure > a.accuracy else "less sure than it could be"
     verdict = f"on average it is {how}" if abs(sure - a.accuracy) > 0.005 else "on average it is as sure as it is right"
     return (
         f'<p class="calibration">It gives its answers a probability of {sure:.1%} and is right in {a.accuracy:.1%}: '
@@ -416,7 +423,7 @@ def _matrix(f: Facts, a: Answers) -> str:
     K, counts = a.num_classes, confusion(a)
     of = np.maximum(counts.sum(axis=1, keepdims=True), 1)
     named = " named" if max(map(len, f.trained.classes)) > 3 else ""  # long names stand upright
-    head = "".join(f'<th scope="col"><span>{f.class_name(k)}</span></th>' for k in range(K))
+    head = "".join(f'<th scope="col" title="{f.class_name(k)}"><span>{f.class_name(k)}</span></th>' for k in range(K))
     body = ""
     for i in range(K):
         cells = "".join(
@@ -424,9 +431,9 @@ def _matrix(f: Facts, a: Answers) -> str:
             f"{n if n or i == j else ''}</td>"
             for j, n in enumerate(counts[i].tolist())
         )
-        body += f'<tr><th scope="row">{f.class_name(i)}</th>{cells}</tr>\n'
+        name = f.class_name(i)
+        body += f'<tr><th scope="row" title="{name}">{name}</th>{cells}</tr>\n'
     return (
-        "<h3>What was taken for what</h3>\n"
         f'<div class="scroll" tabindex="0"><table class="confusion{named}"><caption>Rows: the right class. '
         f"Columns: the answer.</caption>\n<thead><tr><td></td>{head}</tr></thead>\n"
         f"<tbody>\n{body}</tbody></table></div>\n"
@@ -566,13 +573,7 @@ def _times(f: Facts) -> str:
     return _section("Time and machine", _pairs(facts, "facts"), f"<h3>{where}</h3>\n", _pairs(known, "facts"))
 
 
-OF_THE_DATA = {
-    ("model", "image_size"),
-    ("model", "channels"),
-    ("model", "num_classes"),
-    ("data", "mean"),
-    ("data", "std"),
-}
+OF_THE_DATA = {"image_size", "channels", "num_classes", "mean", "std"}
 
 
 def _config(f: Facts) -> str:
@@ -583,12 +584,12 @@ def _config(f: Facts) -> str:
         for key, value in values.items():
             default = defaults[table].get(key)
             changed = value != default and key not in OF_THE_DATA
-            was = f" <small>not {escape(_shown(default))}</small>" if changed else ""
+            was = f" <small>default {escape(_shown(default))}</small>" if changed else ""
             said = f"<b>{escape(_shown(value))}</b>" if changed else escape(_shown(value))
             kind = ' class="changed"' if changed else ""
             rows += f'<tr{kind}><th scope="row">{escape(key)}</th><td>{said}{was}</td></tr>\n'
         tables += f'<table class="config"><caption>[{escape(table)}]</caption><tbody>\n{rows}</tbody></table>\n'
-    note = '<p class="note">Bold: other than the default, which stands behind it.</p>\n'
+    note = '<p class="note">Bold: other than the default.</p>\n'
     return _section("Config", note, f'<div class="configs">\n{tables}</div>\n')
 
 

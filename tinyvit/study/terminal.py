@@ -62,7 +62,7 @@ class _Bar:
     def __init__(self, trainer: Trainer):
         self.trainer, self.images = trainer, len(trainer.loader.split)
         self.looked, self.before = 0.0, 0.0  # when the loss was last read, and what it was in the epoch before
-        self.facts: dict[str, str] = {}
+        self.validation: dict[str, str] = {}
         self.bar = tqdm(
             total=trainer.epochs * self.images,
             initial=self._seen(),
@@ -95,15 +95,15 @@ class _Bar:
             return
         self.before = record["loss"]
         if "validation_accuracy" in record:
-            self.facts["validation"] = f"{record['validation_accuracy']:.1%}"
+            self.validation = {"validation": f"{record['validation_accuracy']:.1%}"}
         self._show(record["loss"], record["train_accuracy"], record["lr"])
         self.bar.refresh()
 
     def _show(self, loss: float, accuracy: float, lr: float) -> None:
-        self.facts |= {"loss": f"{loss:.3f}", "training": f"{accuracy:.1%}", "lr": f"{lr:.1e}"}
+        facts = {"loss": f"{loss:.3f}", "training": f"{accuracy:.1%}", **self.validation, "lr": f"{lr:.1e}"}
         epochs = self.trainer.epochs
         self.bar.set_description(f"epoch {min(self.trainer.epoch + 1, epochs)}/{epochs}", refresh=False)
-        self.bar.set_postfix(self.facts, refresh=False)
+        self.bar.set_postfix(facts, refresh=False)
 
 
 # ------------------------------------------------------------------------------------------------------------ the table
