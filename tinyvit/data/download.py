@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import http.client
 import os
@@ -18,6 +17,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tinyvit.data.datasets import DataError
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes must not download the same set at once
+    fcntl = None  # type: ignore[assignment]
 
 TIMEOUT = 30.0  # seconds without a single byte
 CHUNK = 1 << 18
@@ -80,7 +84,8 @@ def download(file: RemoteFile, folder: Path, mirrors: Sequence[str]) -> Path:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # given up when the file is closed, also by a crash
+        if fcntl:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # given up when the file is closed, also by a crash
         yield
 
 
