@@ -108,9 +108,7 @@ def test_info_of_a_bad_photograph_says_what_to_do(data, photos):
     (photos / "train" / "flower" / "03.jpg").write_bytes(b"")  # one of them is drawn for training
     code, out, err = data("info", photos)
     assert (code, out, err.count("\n")) == (3, "", 1)
-    assert (
-        "03.jpg is empty; leave such files out with --on-bad-image skip, or list them all with" in err
-    )
+    assert "03.jpg is empty; leave such files out with --on-bad-image skip, or list them all with" in err
 
 
 def test_scan_of_what_is_good(data, photos):
