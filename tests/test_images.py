@@ -221,7 +221,7 @@ def bad(tmp_path):
 
 
 @pytest.mark.parametrize("name", BAD)
-@pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_bad_image_is_named_with_the_reason_and_what_to_do(bad, name, photos):
     images = ImageFiles([photos[0], bad / name], Reading(image_size=8))
     message = f"{name} {BAD[name][1]}.*; leave such files out with --on-bad-image skip, or list .* `tinyvit data scan`"

@@ -43,6 +43,7 @@ TURNS = {
 SIDEWAYS, X_REVERSED, Y_REVERSED = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
 
 Box = Callable[[int, int], tuple[float, float, float, float]]
+Decoded = tuple[np.ndarray, np.ndarray]  # images, and which of them could be read
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -109,7 +110,7 @@ class ImageFiles:
             raise self._refused(path, self.bad[path])
         return images if rows.ndim else images[0]
 
-    def read(self, rows: Sequence[int] | np.ndarray, boxes: Sequence[Box] | None = None) -> tuple[Any, Any]:
+    def read(self, rows: Sequence[int] | np.ndarray, boxes: Sequence[Box] | None = None) -> Decoded:
         """Decode some of the images.
 
         Args:

@@ -56,7 +56,8 @@ def _subfolders(path: Path, tree: Tree) -> list[Path]:
     """Those that are not hidden; all else is passed over."""
     found = sorted(path.iterdir(), key=lambda entry: entry.name)
     folders = [entry for entry in found if entry.is_dir() and not entry.name.startswith(".")]
-    tree.passed_over.extend(str(entry) for entry in found if entry not in set(folders))
+    chosen = set(folders)
+    tree.passed_over.extend(str(entry) for entry in found if entry not in chosen)
     return folders
 
 
@@ -72,12 +73,12 @@ def _classes(path: Path, folders: list[Path], tree: Tree) -> dict[str, list[str]
 def _pictures(folder: Path, tree: Tree) -> list[str]:
     found: list[str] = []
     for where, folders, files in os.walk(folder):
-        hidden = [name for name in (*folders, *files) if name.startswith(".")]
-        folders[:] = sorted(set(folders).difference(hidden))
-        for name in files:
-            usable = name not in hidden and os.path.splitext(name)[1].lower() in EXTENSIONS
+        hidden = {name for name in folders if name.startswith(".")}
+        tree.passed_over.extend(os.path.join(where, name) for name in sorted(hidden))
+        folders[:] = sorted(hidden.symmetric_difference(folders))
+        for name in sorted(files):
+            usable = not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
             (found if usable else tree.passed_over).append(os.path.join(where, name))
-        tree.passed_over.extend(os.path.join(where, name) for name in hidden if name not in files)
     return sorted(found)
 
 
