@@ -2,8 +2,8 @@
 
     python demos/14_a_logger_of_your_own.py
 
-A `Run` writes its records as JSON lines anyway. Whoever else is to hear of them is given to `train` as a function: here a
-CSV file, and a list of numbers for a sparkline in the terminal.
+A `Run` writes its records as JSON lines anyway. Whoever else is to hear of them is given to `train` as a function: here
+a CSV file, and a list of numbers for a sparkline in the terminal.
 """
 
 import csv
