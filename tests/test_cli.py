@@ -792,7 +792,7 @@ ERRORS = [
     (["train", "--data", "text.npz"], 3, r"text\.npz cannot be read as an \.npz file"),
     (["train", "--data", "lacking.npz"], 3, r"lacking\.npz lacks train_labels, val_images"),
     (["train", "--data", "floats.npz"], 3, r"floats\.npz: the training images must be uint8"),
-    (["train", "--data", "good.png"], 3, r"good\.png is not an \.npz file"),
+    (["train", "--data", "good.png"], 3, r"good\.png is not a dataset; datasets are read from an \.npz file"),
     (["eval", "nowhere"], 3, "nowhere does not exist"),
     (["eval", "empty"], 3, r"empty holds neither model\.safetensors nor a checkpoint"),
     (["eval", "flipped.safetensors"], 3, r"flipped\.safetensors is damaged"),

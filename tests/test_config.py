@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyvit.data import Dataset, Split, digits
+from tinyvit.data import Dataset, Reading, Split, digits
 from tinyvit.training import Config, ConfigError, DataConfig, TrainingConfig
-from tinyvit.training.config import merge, parse_assignments, read_toml, resolve
+from tinyvit.training.config import merge, parse_assignments, read_toml, reading, resolve
 from tinyvit.vit import ViTConfig
 
 TABLES = {"model": ViTConfig, "data": DataConfig, "training": TrainingConfig}
@@ -348,3 +348,32 @@ def test_a_file_is_named_by_its_whole_path_and_a_dataset_by_its_name(tmp_path, m
 
 def test_an_empty_mean_is_that_of_the_training_images():
     assert resolved({"data": {"mean": [], "std": []}}) == resolved({})
+
+
+# ------------------------------------------------------------------------------------------------- how data are read
+
+
+def test_the_tables_say_how_their_data_are_read(tmp_path):
+    given = {"validation": 0.25, "test": 0.0, "split_seed": 3, "crop_ratio": 0.9, "interpolation": "bicubic"}
+    tables = merge({"model": {"image_size": [20, 30], "channels": 1}, "data": {**given, "on_bad_image": "skip"}})
+    wanted = reading(tables, offline=True)
+    assert (wanted.size, wanted.channels, wanted.on_bad_image, wanted.offline) == ((20, 30), 1, "skip", True)
+    assert {name: getattr(wanted, name) for name in given} == given
+    assert reading(merge()) == Reading()
+    assert reading(merge({"model": {"channels": 4}})).channels == 4  # of an .npz: no pictures, and no reason to refuse
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"validation": 1.0}, "validation is 1.0"),
+        ({"validation": 0.5, "test": 0.5}, "leave no training images"),
+        ({"split_seed": -1}, "split_seed is -1"),
+        ({"crop_ratio": 0.0}, "crop_ratio is 0"),
+        ({"interpolation": "bilinar"}, "did you mean 'bilinear'"),
+        ({"on_bad_image": "ignore"}, "unknown on_bad_image 'ignore'"),
+    ],
+)
+def test_a_way_of_reading_that_there_is_not_is_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        reading(merge({"data": values}))

@@ -1,17 +1,10 @@
-"""The data room: the shipped digits, files of others, augmentation, and the loader's order."""
-
-import contextlib
-import hashlib
-import io
-import zipfile
-from pathlib import Path
+"""The data room: splits and datasets, augmentation, and the loader's order. Sources have tests of their own."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tinyvit.data
 from tinyvit.data import (
     AUGMENTATIONS,
     DataError,
@@ -19,9 +12,6 @@ from tinyvit.data import (
     Loader,
     RandomAffine,
     Split,
-    digits,
-    load_dataset,
-    load_npz,
     preprocess,
     warp,
 )
@@ -33,58 +23,6 @@ def a_split(n=10, channels=1, size=(4, 5), classes=3, seed=0):
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (n, channels, *size), dtype=np.uint8)
     return Split(images, rng.integers(0, classes, n))
-
-
-def medmnist_arrays(shape=(6, 7, 5, 3)):
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for part in ("train", "val", "test"):
-        arrays[f"{part}_images"] = rng.integers(0, 256, shape, dtype=np.uint8)
-        arrays[f"{part}_labels"] = np.arange(shape[0], dtype=np.uint8)[:, None] % 3
-    return arrays
-
-
-def saved(path, **changes):
-    arrays = {**medmnist_arrays(), **changes}
-    np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
-    return path
-
-
-# The shipped digits
-
-
-def test_digits_are_those_of_the_source():
-    from sklearn.datasets import load_digits
-
-    source, data = load_digits(), digits()
-    rows = np.concatenate([np.flatnonzero(stored_split() == s) for s in range(3)])
-    images = np.concatenate([getattr(data, part).images for part in PARTS])
-    labels = np.concatenate([getattr(data, part).labels for part in PARTS])
-    # 0 to 16 becomes 0 to 255 one to one, so dividing again must give the source's levels exactly.
-    assert np.array_equal(np.rint(images[:, 0] / (255 / 16)), source.images[rows])
-    assert np.array_equal(labels, source.target[rows])
-    assert np.unique(images).tolist() == [round(level * 255 / 16) for level in range(17)]
-
-
-def stored_split():
-    with np.load(Path(tinyvit.data.__file__).parent / "digits" / "digits.npz") as file:
-        assert [file[k].dtype for k in file] == [np.uint8] * 3
-        return file["split"]
-
-
-def test_digits_split_is_fixed_stratified_and_complete():
-    split = stored_split()
-    digest = "e8116cd2501ee6c8da8fbdf8ffe34b584da9175d7963b08782c62ff849332b14"
-    assert hashlib.sha256(split.tobytes()).hexdigest() == digest
-    data = digits()
-    assert [len(getattr(data, part)) for part in PARTS] == [1259, 179, 359]
-    counts = np.array([np.bincount(getattr(data, part).labels, minlength=10) for part in PARTS])
-    assert np.all(np.abs(counts - counts.sum(axis=0) * [[0.7], [0.1], [0.2]]) <= 1)
-
-
-def test_no_digit_is_in_two_splits():
-    images = np.concatenate([getattr(digits(), part).images for part in PARTS])
-    assert len(np.unique(images.reshape(len(images), -1), axis=0)) == 1797
 
 
 # Split and Dataset
@@ -145,117 +83,6 @@ def test_statistics_are_those_of_numpy(n, channels, size, seed):
 def test_statistics_of_a_constant_channel_can_be_divided_by():
     split = Split(np.full((3, 1, 2, 2), 7, np.uint8), np.zeros(3, np.int64))
     assert Dataset("flat", split, split, split, ("a",), "").statistics() == ((7 / 255,), (1 / 255,))
-
-
-# Files of others
-
-
-def test_npz_in_colour(tmp_path):
-    data = load_dataset(saved(tmp_path / "cells.npz", classes=np.array(["x", "y", "z"])))
-    assert (data.name, data.channels, data.image_size) == ("cells", 3, (7, 5))
-    assert data.classes == ("x", "y", "z")
-    source = medmnist_arrays()
-    for part, prefix in zip(PARTS, ("train", "val", "test"), strict=True):
-        split = getattr(data, part)
-        assert np.array_equal(split.images.transpose(0, 2, 3, 1), source[f"{prefix}_images"])
-        assert np.array_equal(split.labels, source[f"{prefix}_labels"][:, 0])
-
-
-def test_npz_in_grey_with_flat_labels(tmp_path):
-    arrays = medmnist_arrays((4, 28, 28))
-    arrays["test_labels"] = np.array([0, 1, 2, 11], ">i2")
-    np.savez_compressed(tmp_path / "grey.NPZ.npz", **arrays)
-    data = load_dataset(str(tmp_path / "grey.NPZ.npz"))
-    assert data.train.images.shape == (4, 1, 28, 28)
-    assert data.test.labels.tolist() == [0, 1, 2, 11]
-    assert data.classes == tuple(str(k) for k in range(12))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"val_labels": None, "test_images": None}, "lacks val_labels, test_images"),
-        ({"train_images": np.zeros((6, 7, 5, 3))}, "training images must be uint8 .* float64"),
-        ({"train_images": np.zeros((6, 3, 7, 5), np.uint8)}, "with C from 1 to 4, but are .*6, 3, 7, 5"),
-        ({"val_images": np.zeros((6, 7), np.uint8)}, "validation images must be"),
-        ({"val_images": np.zeros((6, 7, 7, 3), np.uint8)}, r"validation images are .*\(3, 7, 7\)"),
-        ({"test_labels": np.zeros((6, 14), np.uint8)}, r"test labels must be .* of shape \(6, 14\)"),
-        ({"test_labels": np.zeros(5, np.uint8)}, r"of shape \(6,\).*of shape \(5,\)"),
-        ({"test_labels": np.zeros(6)}, "test labels must be int64 .* float64"),
-        ({"test_labels": np.full(6, -1)}, "test labels reach from -1"),
-        ({"test_labels": np.full(6, 2**63, np.uint64)}, "test labels reach from -"),
-        ({"test_labels": np.full(6, 10**9)}, "label 1000000000 is too large"),
-        ({"classes": np.array(["x", "y"])}, "labels reach from 0 to 2, but with 2 classes"),
-        ({"classes": np.arange(3)}, "classes must be text"),
-        ({"classes": np.array("xyz")}, "classes must be text"),
-        ({"train_labels": np.array([{}] * 6, dtype=object)}, "cannot be read .*allow_pickle=False"),
-        ({"train_images": np.zeros((0, 7, 5, 3), np.uint8), "train_labels": np.zeros(0, int)}, "no images"),
-    ],
-)
-def test_npz_refuses_other_layouts_and_names_the_file(tmp_path, changes, message):
-    path = saved(tmp_path / "cells.npz", **changes)
-    with pytest.raises(DataError, match=message) as caught:
-        load_npz(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_npz_refuses_a_member_that_is_no_array(tmp_path):
-    path = saved(tmp_path / "cells.npz", test_labels=None)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("test_labels", b"not an array")
-    with pytest.raises(DataError, match="test labels must be"):
-        load_npz(path)
-
-
-def test_damaged_npz_is_a_data_error_or_still_good(tmp_path):
-    path = tmp_path / "cells.npz"
-    np.savez_compressed(path, **medmnist_arrays())
-    whole, rng = path.read_bytes(), np.random.default_rng(0)
-    for length in range(0, len(whole), 97):
-        path.write_bytes(whole[:length])
-        with pytest.raises(DataError, match=r"cannot be read as an \.npz file"):
-            load_npz(path)
-    for _ in range(300):  # one flipped bit anywhere: in data, in an array's header, in the zip's directory
-        damaged = bytearray(whole)
-        damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
-        path.write_bytes(damaged)
-        with contextlib.suppress(DataError):  # and nothing else may come out
-            load_npz(path)
-
-
-@pytest.mark.parametrize("header", ["{'shape': (((", "{'descr': ',', 'fortran_order': False, 'shape': (6,)}", ""])
-def test_npz_with_a_forged_header(tmp_path, header):
-    path = saved(tmp_path / "cells.npz", test_labels=None)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("test_labels.npy", b"\x93NUMPY\1\0" + bytes([len(header), 0]) + header.encode() + b"012345")
-    with pytest.raises(DataError, match=r"cannot be read as an \.npz file"):
-        load_npz(path)
-
-
-def test_npz_that_is_something_else(tmp_path):
-    array, folder = tmp_path / "array.npz", tmp_path / "folder.npz"
-    buffer = io.BytesIO()
-    np.save(buffer, np.zeros(3))
-    array.write_bytes(buffer.getvalue())
-    folder.mkdir()
-    for path in (array, folder):
-        with pytest.raises(DataError, match=r"cannot be read as an \.npz file"):
-            load_npz(path)
-
-
-def test_load_dataset_says_what_it_did_not_find(tmp_path):
-    assert load_dataset("digits").name == "digits"
-    (tmp_path / "digits.csv").touch()
-    for name, message in {
-        "digit": "unknown dataset 'digit': did you mean 'digits'",
-        "imagenet": "unknown dataset 'imagenet'; the known names are digits; or give the path",
-        "cells.npz": "cells.npz does not exist",
-        tmp_path / "nowhere": "nowhere does not exist; give an .npz file, or one of digits",
-        tmp_path / "digits.csv": "digits.csv is not an .npz file",
-    }.items():
-        with pytest.raises(DataError, match=message):
-            load_dataset(name)
 
 
 # Augmentation

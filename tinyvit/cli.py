@@ -466,7 +466,7 @@ def _data_list(options: argparse.Namespace) -> int:
         return GOOD
     for one in listed:
         size = f"{one.size / 1e6:.1f} MB" if one.size else "-"
-        print(f"{one.name:<14} {size:>9}  {one.place or 'not here':<40}  {one.licence}")
+        print(f"{one.name:<14} {size:>9}  {one.place or 'not here'!s:<40}  {one.licence}")
     return GOOD
 
 

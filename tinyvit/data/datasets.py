@@ -220,8 +220,6 @@ class Reading:
             raise DataError(f"split_seed is {self.split_seed!r}; it must be a whole number of at least 0")
         if len(self.size) != 2 or not all(_is_whole(side, 1) for side in self.size):
             raise DataError(f"image_size is {self.image_size!r}; it must be whole pixels, H = W or (H, W)")
-        if self.channels not in (1, 3):
-            raise DataError(f"channels is {self.channels}; pictures are read as 1 (grey) or 3 (RGB)")
         if not 0 < self.crop_ratio <= 1:
             raise DataError(f"crop_ratio is {self.crop_ratio}; it must be above 0 and at most 1")
         if self.interpolation not in INTERPOLATIONS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import http.client
 import os
@@ -19,6 +18,11 @@ from tqdm import tqdm
 
 from tinyvit.data.datasets import DataError
 
+try:
+    import fcntl
+except ImportError:  # Windows: two processes must not download the same set at once
+    fcntl = None  # type: ignore[assignment]
+
 TIMEOUT = 30.0  # seconds without a single byte
 CHUNK = 1 << 18
 TRIES = 5  # at one mirror, as long as each brings some bytes
@@ -31,6 +35,14 @@ class RemoteFile:
     name: str
     size: int
     sha256: str
+
+
+@dataclass
+class _Mirror:
+    """An address of the file, and its server's own mark (ETag) of the version that it sends."""
+
+    url: str
+    version: str = ""
 
 
 class _Failed(Exception):  # noqa: N818 - it never leaves this file
@@ -60,7 +72,7 @@ def download(file: RemoteFile, folder: Path, mirrors: Sequence[str]) -> Path:
         failures = []
         for mirror in mirrors:
             try:
-                _from_mirror(mirror + file.name, file, path.with_name(f"{file.name}.part"))
+                _from_mirror(_Mirror(mirror + file.name), file, path.with_name(f"{file.name}.part"))
             except _Failed as failed:
                 failures.append(f"{mirror + file.name}: {failed}")
             else:
@@ -72,24 +84,24 @@ def download(file: RemoteFile, folder: Path, mirrors: Sequence[str]) -> Path:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # given up when the file is closed, also by a crash
+        if fcntl:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # given up when the file is closed, also by a crash
         yield
 
 
-def _from_mirror(url: str, file: RemoteFile, part: Path) -> None:
+def _from_mirror(mirror: _Mirror, file: RemoteFile, part: Path) -> None:
     """Complete `part` and check it. What was left by an earlier transfer is used, but not trusted twice."""
     leftover = part.exists() and part.stat().st_size > 0
-    _transfer(url, file, part)
+    _transfer(mirror, file, part)
     if leftover and _sha256(part) != file.sha256:
         part.unlink()
-        _transfer(url, file, part)
+        _transfer(mirror, file, part)
     if (digest := _sha256(part)) != file.sha256:
         part.unlink()
         raise _Failed(f"it has another content (SHA-256 {digest[:12]}…, not {file.sha256[:12]}…)")
 
 
-def _transfer(url: str, file: RemoteFile, part: Path) -> None:
-    version = ""  # the server's own mark of what it sends, so that two versions are never mixed
+def _transfer(mirror: _Mirror, file: RemoteFile, part: Path) -> None:
     for left in reversed(range(TRIES)):
         before = part.stat().st_size if part.exists() else 0
         if before > file.size:
@@ -98,7 +110,7 @@ def _transfer(url: str, file: RemoteFile, part: Path) -> None:
         if before == file.size:
             return
         try:
-            version = _continue(url, file, part, version)
+            _continue(mirror, file, part)
         except _Failed:
             # Another try is worth it only at a connection that broke on the way.
             if not left or not part.exists() or part.stat().st_size <= before:
@@ -107,17 +119,17 @@ def _transfer(url: str, file: RemoteFile, part: Path) -> None:
             return
 
 
-def _continue(url: str, file: RemoteFile, part: Path, version: str) -> str:
-    """Ask for what `part` lacks and write it there; return the server's mark of this version."""
+def _continue(mirror: _Mirror, file: RemoteFile, part: Path) -> None:
+    """Ask for what `part` lacks and write it there, or for all of it where the server has another version by now."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "tinyvit", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
-        if version:
-            headers["If-Range"] = version
+        if mirror.version:
+            headers["If-Range"] = mirror.version
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
-            version = response.headers.get("ETag", "")
+        with urllib.request.urlopen(urllib.request.Request(mirror.url, headers=headers), timeout=TIMEOUT) as response:
+            mirror.version = response.headers.get("ETag", "")
             start = _start(response, file, have)
             with part.open("r+b" if start else "wb") as out, _bar(file, start) as bar:
                 out.seek(start)
@@ -130,12 +142,12 @@ def _continue(url: str, file: RemoteFile, part: Path, version: str) -> str:
     except urllib.error.HTTPError as error:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             part.unlink(missing_ok=True)  # so that the next mirror starts from nothing
+            raise _Failed(f"it has no bytes after the first {have:,}") from error
         raise _Failed(f"the server says {error.code} {error.reason}") from error
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise _Failed(str(getattr(error, "reason", "") or error or type(error).__name__)) from error
     if (size := part.stat().st_size) < file.size:
         raise _Failed(f"the connection broke after {size:,} of {file.size:,} bytes")
-    return version
 
 
 def _start(response: http.client.HTTPResponse, file: RemoteFile, have: int) -> int:

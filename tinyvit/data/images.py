@@ -57,8 +57,8 @@ class ImageFiles:
     ``images[rows]`` gives what evaluation sees: the upright picture (EXIF's orientation is obeyed), in grey or
     RGB, of which the largest centred part with the proportions of ``(H, W)``, shortened to `crop_ratio` of it,
     is resized, all in one resampling. A large JPEG is decoded at a half, a quarter or an eighth of its size
-    where that is still twice as large as wanted; on photographs that moves a pixel by 0.4 of 255 grey levels on
-    average, and by 7 at most.
+    where that is still twice as large as wanted; on two photographs that moved pixels by
+    0.4 of 255 grey levels on average, and by 10 at most.
 
     Args:
         paths: the files; the format of each is told by its extension (see `EXTENSIONS`).
@@ -86,6 +86,8 @@ class ImageFiles:
 
     def __init__(self, paths: Iterable[str | Path], reading: Reading = Reading()) -> None:
         _pillow("reading images")
+        if reading.channels not in (1, 3):
+            raise DataError(f"channels is {reading.channels}; pictures are read as 1 (grey) or 3 (RGB)")
         self.paths = [os.fspath(path) for path in paths]
         self.reading = reading
         self.workers = _cores()

@@ -8,6 +8,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -307,21 +308,22 @@ def _same(looks: list[_Look]) -> list[list[_Look]]:
 
 def _looks(data: Dataset) -> Iterator[list[_Look]]:
     for part, split in _splits(data):
+        images, labels = split.images, split.labels.tolist()
+        if isinstance(images, np.ndarray):
+            look_at, workers = partial(_look_at_array, images, part, labels), 1
+        else:
+            look_at, workers = partial(_look_at_file, images, part, labels), images.workers
         for start in range(0, len(split), AT_ONCE):
-            rows = range(start, min(start + AT_ONCE, len(split)))
-            if isinstance(split.images, ImageFiles):
-                yield in_parallel(lambda row, s=split, p=part: _look_at_file(s, p, row), rows, split.images.workers)
-            else:
-                yield [_look_at_array(split, part, row) for row in rows]
+            yield in_parallel(look_at, range(start, min(start + AT_ONCE, len(split))), workers)
 
 
-def _look_at_array(split: Split, part: str, row: int) -> _Look:
-    image = split.images[row]
-    return _Look(f"{part}[{row}]", part, int(split.labels[row]), image.shape[:0:-1], *_facts(image))
+def _look_at_array(images: np.ndarray, part: str, labels: list[int], row: int) -> _Look:
+    _, height, width = images[row].shape
+    return _Look(f"{part}[{row}]", part, labels[row], (width, height), *_facts(images[row]))
 
 
-def _look_at_file(split: Split, part: str, row: int) -> _Look:
-    path, label = split.images.paths[row], int(split.labels[row])
+def _look_at_file(images: ImageFiles, part: str, labels: list[int], row: int) -> _Look:
+    path, label = images.paths[row], labels[row]
     try:
         pixels = np.asarray(upright(open_picture(path), channels=3))
     except BadImage as bad:
@@ -333,5 +335,5 @@ def _look_at_file(split: Split, part: str, row: int) -> _Look:
 def _facts(image: np.ndarray) -> tuple[bytes, bool]:
     """The digest of an image (C, H, W), and whether it is of one colour."""
     digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(image))
+    digest.update(image.tobytes())
     return digest.digest(), bool((image == image[:, :1, :1]).all())

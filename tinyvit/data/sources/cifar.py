@@ -167,7 +167,9 @@ class _StandIn:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __call__(self, *args: object) -> _Noted:
+    def __call__(self, *args: Any) -> _Noted | bytes:
+        if self.name == "encode" and len(args) == 2 and isinstance(args[0], str):
+            return args[0].encode("latin-1")  # bytes, as Python 3 writes them for Python 2
         return _Noted(self.name, args)
 
     def __setstate__(self, state: object) -> None:
@@ -215,7 +217,7 @@ def _unpickle(name: str, data: bytes) -> dict[str, Any]:
         raise DataError(f"{name} is not a pickle of CIFAR, or a damaged one: {reason}") from error
     if not isinstance(content, dict):
         raise DataError(f"{name} holds {type(content).__name__}, where CIFAR has a dict")
-    return {_text(key): value for key, value in content.items()}
+    return {_text(key): value for key, value in content.items() if isinstance(key, (str, bytes))}
 
 
 def _pickled(key: str) -> Batch:
@@ -235,8 +237,6 @@ def _array(name: str, noted: Any) -> np.ndarray:
     """Build the array uint8 (n, 3, 32, 32) that a pickle describes."""
     try:
         _, (n, width), dtype, fortran, raw = noted.state
-        if isinstance(raw, _Noted) and raw.name == "encode":  # bytes, as Python 3 writes them for Python 2
-            raw = raw.args[0].encode("latin-1")
         if (noted.name, dtype.name, _text(dtype.args[0]), width) != ("array", "dtype", "u1", PIXELS):
             raise ValueError(f"it is {noted.name} of {dtype.args[0]} and width {width}")
         flat = np.frombuffer(raw, np.uint8).reshape((n, width), order="F" if fortran else "C")

@@ -12,6 +12,7 @@ from tinyvit.data.datasets import DataError, Dataset, Reading, Split, with_valid
 
 UNSIGNED_BYTE = 0x08  # the only type that images and labels come in
 TYPES = {0x08: "uint8", 0x09: "int8", 0x0B: "int16", 0x0C: "int32", 0x0D: "float32", 0x0E: "float64"}
+CHUNK = 1 << 24
 FILES = {
     (prefix, kind): f"{prefix}-{kind}-idx{ndim}-ubyte"
     for prefix in ("train", "t10k")
@@ -97,13 +98,11 @@ def read_idx(path: str | Path, ndim: int) -> np.ndarray:
 def _parse(path: Path, file: io.BufferedIOBase, ndim: int) -> np.ndarray:
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\0\0":
-        raise DataError(
-            f"{path} starts with the bytes {head.hex(' ') or 'of an empty file'}, not with 00 00 as IDX does"
-        )
+        start = f"starts with the bytes {head.hex(' ')}" if head else "is empty"
+        raise DataError(f"{path} {start}; an IDX file starts with 00 00")
     if head[2] != UNSIGNED_BYTE:
-        raise DataError(
-            f"{path} holds {TYPES.get(head[2], f'type {head[2]:#04x}')}; images and labels are uint8 (0x08)"
-        )
+        kind = TYPES.get(head[2], "no known type")
+        raise DataError(f"{path} has the type byte {head[2]:#04x} ({kind}); images and labels have 0x08 (uint8)")
     if head[3] != ndim:
         raise DataError(f"{path} has {head[3]} dimensions; {'images have 3' if ndim == 3 else 'labels have 1'}")
     raw = file.read(4 * ndim)
@@ -111,8 +110,17 @@ def _parse(path: Path, file: io.BufferedIOBase, ndim: int) -> np.ndarray:
         raise DataError(f"{path} ends within its header")
     shape = tuple(int(side) for side in np.frombuffer(raw, ">u4"))
     size = math.prod(shape)
-    data = file.read(size + 1)  # one more than there should be: to the end, where gzip keeps its checksum
+    data = _read(file, size + 1)  # one more than there should be: to the end, where gzip keeps its checksum
     if len(data) != size:
         found = f"{len(data):,}" if len(data) < size else "more"
         raise DataError(f"{path} says {' × '.join(map(str, shape))} = {size:,} bytes, but {found} follow")
     return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _read(file: io.BufferedIOBase, most: int) -> bytes:
+    """Read at most so many bytes, without believing that they are there."""
+    chunks = []
+    while most and (chunk := file.read(min(most, CHUNK))):
+        chunks.append(chunk)
+        most -= len(chunk)
+    return b"".join(chunks)
