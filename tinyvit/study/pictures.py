@@ -48,7 +48,9 @@ def draw_curve(axes: Any, curve: str, records: list[Record]) -> None:
             axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) == 1 else None)
     final = records[-1]
     if curve == "accuracy" and "test_accuracy" in final:
-        axes.plot(epochs[-1]["epoch"], final["test_accuracy"], "k*", label=f"test {final['test_accuracy']:.1%}")
+        ink = axes.xaxis.label.get_color()
+        test = f"test {final['test_accuracy']:.1%}"
+        axes.plot(epochs[-1]["epoch"], final["test_accuracy"], "*", color=ink, markersize=9, label=test)
     axes.set(title=curve, xlabel="epoch", yscale="log" if curve.startswith("loss") else "linear")
     if len(CURVES[curve]) > 1:
         axes.legend(fontsize="small")

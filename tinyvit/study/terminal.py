@@ -67,9 +67,10 @@ class _Bar:
             total=trainer.epochs * self.images,
             initial=self._seen(),
             unit=" images",
+            unit_scale=True,
             smoothing=0.1,
             dynamic_ncols=True,
-            bar_format="{desc}{percentage:3.0f}%|{bar}| {rate_noinv_fmt}, {remaining} left{postfix}",
+            bar_format="{desc}{percentage:3.0f}%|{bar}| {remaining} left{postfix}, {rate_noinv_fmt}",
         )
 
     def _seen(self) -> int:
@@ -95,12 +96,12 @@ class _Bar:
             return
         self.before = record["loss"]
         if "validation_accuracy" in record:
-            self.validation = {"validation": f"{record['validation_accuracy']:.1%}"}
+            self.validation = {"val": f"{record['validation_accuracy']:.1%}"}
         self._show(record["loss"], record["train_accuracy"], record["lr"])
         self.bar.refresh()
 
     def _show(self, loss: float, accuracy: float, lr: float) -> None:
-        facts = {"loss": f"{loss:.3f}", "training": f"{accuracy:.1%}", **self.validation, "lr": f"{lr:.1e}"}
+        facts = {"loss": f"{loss:.3f}", "train": f"{accuracy:.1%}", **self.validation, "lr": f"{lr:.1e}"}
         epochs = self.trainer.epochs
         self.bar.set_description(f"epoch {min(self.trainer.epoch + 1, epochs)}/{epochs}", refresh=False)
         self.bar.set_postfix(facts, refresh=False)
@@ -121,7 +122,7 @@ def results(run: Run) -> str:
         facts.append(("speed", f"{rate:,.0f} images/s"))
     memory = peak_memory()
     facts += [
-        ("training", f"{final['seconds']:.1f} s, {final['step']:,} steps"),
+        ("training", f"{final['seconds']:.1f} s, {final['step']:,} step{'s' * (final['step'] != 1)}"),
         ("parameters", f"{run.trainer.model.num_parameters:,}"),
         ("peak memory", "unknown" if memory is None else f"{memory / 2**20:,.0f} MiB, of the process"),
     ]

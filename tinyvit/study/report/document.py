@@ -339,9 +339,6 @@ def _curve(title: str, records: list[Record]) -> str:
         figure = Figure(figsize=(4.4, 3.1), layout="constrained")
         axes = figure.subplots()
         draw_curve(axes, title, records)
-        for star in axes.lines:
-            if star.get_marker() == "*":
-                star.set(color=ink, markersize=10)
         file = StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = file.getvalue()
