@@ -25,7 +25,7 @@ EXTENSIONS = {
 }
 FORMATS = tuple(dict.fromkeys(EXTENSIONS.values()))
 SAME_FORMAT = {"MPO": "JPEG"}  # a JPEG file that brings along more pictures: what many phones write
-BAD_SHARE = 0.01  # of a split; if more of it cannot be read, something else is wrong
+BAD_SHARE = 0.01  # of a dataset; if more of it cannot be read, something else is wrong
 SHOWN = 3  # bad files that a message names
 DRAFT = 2.0  # a picture is decoded smaller where it is still this many times as large as wanted
 DRAFTED = ("JPEG", "MPO")
@@ -69,7 +69,8 @@ class ImageFiles:
 
     Attributes:
         workers: threads that decode, one a core unless it is set; the result does not depend on it.
-        bad: why each file was skipped.
+        bad: why each file was skipped; the splits of a folder share it.
+        among: images of which at most 1 % may be bad: these, or those of all splits of a folder.
 
     Raises:
         DataError: where Pillow is missing; later, where an image is bad.
@@ -93,6 +94,7 @@ class ImageFiles:
         self.reading = reading
         self.workers = _cores()
         self.bad: dict[Path, str] = {}
+        self.among = len(self.paths)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -147,9 +149,9 @@ class ImageFiles:
         if self.reading.on_bad_image == "raise":
             raise self._refused(path, reason)
         self.bad[path] = reason
-        if len(self.bad) > BAD_SHARE * len(self):
+        if len(self.bad) > BAD_SHARE * self.among:
             some = "; ".join(f"{path} {reason}" for path, reason in list(self.bad.items())[:SHOWN])
-            few = f"{len(self.bad)} of {len(self)} images cannot be used, which is more than {BAD_SHARE:.0%}"
+            few = f"{len(self.bad)} of {self.among} images cannot be used, which is more than {BAD_SHARE:.0%}"
             raise DataError(f"{few}: {some}; `tinyvit data scan` lists them all")
 
     def _refused(self, path: Path, reason: str) -> DataError:

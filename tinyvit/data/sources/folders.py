@@ -121,6 +121,10 @@ def load_folder(path: str | Path, reading: Reading = Reading()) -> Dataset:
         made[part] = Split(ImageFiles(files, reading), labels)
     name = path.resolve().name
     train, validation, test = (made[part] for part in PARTS)
+    for split in (validation, test):
+        split.images.bad = train.images.bad
+    for split in made.values():
+        split.images.among = sum(map(len, made.values()))
     return Dataset(name, train, validation, test, classes, "not stated in the files")
 
 
