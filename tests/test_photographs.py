@@ -16,7 +16,7 @@ from tinyvit.engine import ops
 from tinyvit.training import load_checkpoint, load_trained
 from tinyvit.training.config import reading
 
-ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ["--config", str(Path(__file__).resolve().parents[1] / "recipes" / "folder.toml")]
 CHOICES = ["model.image_size=24", "model.dim=16", "model.depth=1", "model.num_heads=2", "data.batch_size=32"]
 CHOICES += ["training.epochs=2", "training.warmup_epochs=0", "training.lr=3e-3", "training.checkpoint_epochs=1"]
 CHOICES += ["data.validation=0.15", "data.test=0.15", "data.crop_ratio=0.8", "data.interpolation=bicubic"]
@@ -37,8 +37,7 @@ def photographs(tmp_path_factory):
 
 
 def train(data, out, *more):
-    given = ["train", "--config", str(ROOT / "recipes" / "folder.toml"), "--data", str(data), "--out", str(out), "--device", "cpu"]
-    return cli.main([*given, *SET, *more])
+    return cli.main(["train", *RECIPE, "--data", str(data), "--out", str(out), "--device", "cpu", *SET, *more])
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +94,7 @@ def test_a_bad_photograph_ends_a_run_or_is_skipped_as_the_user_says(photographs,
 
 def test_print_config_shows_the_whole_and_leaves_nothing(photographs, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    given = ["train", "--config", str(ROOT / "recipes" / "folder.toml"), "--data", str(photographs), "--print-config", "--on-bad-image", "raise"]
+    given = ["train", *RECIPE, "--data", str(photographs), "--print-config", "--on-bad-image", "raise"]
     assert cli.main([*given, *SET]) == 0
     printed = tmp_path / "printed.toml"
     printed.write_text(capsys.readouterr().out)
