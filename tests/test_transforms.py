@@ -30,7 +30,7 @@ from tinyvit.data import (
 from tinyvit.data.transforms import colour, randaugment
 from tinyvit.engine import backend
 
-MIXING = {"mixup", "cutmix"}
+MIXING = ("mixup", "cutmix")  # in a fixed order, for two processes collect the tests alike
 SINGLE = [name for name in AUGMENTATIONS if name not in MIXING]
 
 
