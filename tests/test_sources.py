@@ -209,7 +209,6 @@ def test_npz_that_is_something_else(tmp_path):
         ({"image_size": 0}, "image_size is 0"),
         ({"image_size": (224,)}, r"image_size is \(224,\)"),
         ({"image_size": (224, 2.5)}, "must be whole pixels"),
-        ({"channels": 4}, "channels is 4"),
         ({"crop_ratio": 0}, "crop_ratio is 0"),
         ({"crop_ratio": 1.01}, "crop_ratio is 1.01"),
         ({"interpolation": "bicubik"}, "unknown interpolation 'bicubik': did you mean 'bicubic'"),
