@@ -1,9 +1,9 @@
-"""A logger is a function that is called: after each step with the trainer, after each epoch with its record.
+"""A logger is a function: `on_record` hears of each epoch and of the end, `on_step` of each step.
 
     python demos/14_a_logger_of_your_own.py
 
-A `Run` writes its records as JSON lines anyway. Whoever else is to hear of them is given to `train` as a function: here
-a CSV file, and a list of numbers for a sparkline in the terminal.
+A `Run` writes its records as JSON lines anyway. Whoever else is to hear of them is given to `Run.train`: here a CSV
+file, and a list of numbers for a sparkline in the terminal.
 """
 
 import csv
@@ -30,17 +30,17 @@ class Table:
         self.path = path
 
     def __call__(self, record: dict[str, Any]) -> None:
-        if record["event"] != "epoch":
+        # TensorBoard, with writer = SummaryWriter(folder):
+        #     for key, value in record.items(): key == "event" or writer.add_scalar(key, value, record["step"])
+        # Weights & Biases, after wandb.init(config=CONFIG):
+        #     wandb.log(record, step=record["step"])
+        if record["event"] != "epoch":  # the last one tells of the test images, and has other keys
             return
         with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, record)
             if not file.tell():
                 writer.writeheader()
             writer.writerow(record)
-        # TensorBoard, with writer = SummaryWriter(folder):
-        #     for key, value in record.items(): key == "event" or writer.add_scalar(key, value, record["step"])
-        # Weights & Biases, after wandb.init(config=CONFIG):
-        #     wandb.log(record, step=record["step"])
 
 
 def sparkline(numbers: list[float]) -> str:
@@ -58,7 +58,7 @@ def main() -> None:
         def on_step(trainer: Trainer) -> None:  # sees everything of the loop: here, how large the weights are
             norms.append(sum(float((p.data**2).sum()) for p in trainer.model.parameters()) ** 0.5)
 
-        final = run.train(on_step, table)
+        final = run.train(on_step=on_step, on_record=table)
 
         rows = list(csv.DictReader((folder / "epochs.csv").read_text(encoding="utf-8").splitlines()))
         lines = [json.loads(line) for line in run.metrics_path.read_text(encoding="utf-8").splitlines()]

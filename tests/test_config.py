@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tinyvit.data import Dataset, Reading, Split, digits
 from tinyvit.training import Config, ConfigError, DataConfig, TrainingConfig
-from tinyvit.training.config import merge, parse_assignments, read_toml, reading, resolve
+from tinyvit.training import config as config_module
+from tinyvit.training.config import for_epochs, merge, parse_assignments, read_toml, reading, resolve
 from tinyvit.vit import ViTConfig
 
 TABLES = {"model": ViTConfig, "data": DataConfig, "training": TrainingConfig}
@@ -242,7 +243,7 @@ def test_values_that_do_not_go_together_are_refused(tables, message):
     ids=ids,
 )
 def test_a_model_that_contradicts_the_data_is_refused_with_both_shapes(model, given):
-    message = rf"the model is for images of {given}, but the data 'digits' has 2×8×12 in 4$"
+    message = rf"the model is for images of {given}, but the data 'digits' has 2×8×12 in 4: name yours with --data"
     with pytest.raises(ConfigError, match=message):
         resolved({"model": model}, dataset(2))
 
@@ -377,3 +378,43 @@ def test_the_tables_say_how_their_data_are_read(tmp_path):
 def test_a_way_of_reading_that_there_is_not_is_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         reading(merge({"data": values}))
+
+
+# ---------------------------------------------------------------------------------------------------- friendly words
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("training.learning_rate", "training.lr"),
+        ("training.batch_size", "data.batch_size"),
+        ("model.lr", "training.lr"),
+        ("data.width", "model.dim"),
+        ("model.heads", "model.num_heads"),
+    ],
+)
+def test_a_key_by_another_word_or_in_another_table_is_told_where_it_is(key, meant):
+    table, _, name = key.partition(".")
+    with pytest.raises(ConfigError, match=rf"unknown key in \[{table}\] '{name}': did you mean {meant}\?"):
+        merge({table: {name: 1}})
+
+
+def test_every_other_word_leads_to_a_key():
+    keys = {key for _, key in DEFAULTS}
+    assert not set(config_module._ALSO_CALLED).intersection(keys)
+    assert set(config_module._ALSO_CALLED.values()) <= keys | {"image_size"}
+
+
+@pytest.mark.parametrize(("size", "patch"), [(8, 4), (28, 4), (32, 4), (64, 8), (96, 8), (224, 16), (512, 32)])
+def test_a_patch_size_that_nobody_names_leaves_few_tokens(size, patch):
+    images = Split(np.zeros((1, 3, size, size), np.uint8), np.zeros(1, np.int64))
+    resolved_for = resolve(merge(), Dataset("some", images, images, images, ("a",), ""))
+    assert resolved_for.model.patch_size == patch
+    assert resolved_for.model.num_patches <= 256
+
+
+@given(epochs=st.integers(1, 50), warmup=st.integers(0, 60))
+def test_other_epochs_keep_a_warmup_that_fits_and_shorten_one_that_does_not(epochs, warmup):
+    tables = for_epochs(merge({"training": {"epochs": 100, "warmup_epochs": warmup}}), epochs)
+    resolved(tables)
+    assert tables["training"]["warmup_epochs"] == (warmup if warmup < epochs else epochs // 10)

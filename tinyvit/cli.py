@@ -38,7 +38,7 @@ from tinyvit.training import (
     predict,
     top_k,
 )
-from tinyvit.training.config import merge, open_dataset, parse_assignments, read_toml, resolve
+from tinyvit.training.config import for_epochs, merge, open_dataset, parse_assignments, read_toml, resolve
 from tinyvit.training.run import continue_config, evaluation_loader, read_model_config
 from tinyvit.vit import ViTConfig
 
@@ -218,7 +218,6 @@ def _train(options: argparse.Namespace) -> int:
     flags: dict[str, dict[str, Any]] = {"data": {}, "training": {}}
     for table, key, value in (
         ("data", "name", options.data),
-        ("training", "epochs", options.epochs),
         ("training", "seed", options.seed),
         ("training", "precision", options.precision),
         ("data", "on_bad_image", options.on_bad_image),
@@ -231,8 +230,10 @@ def _train(options: argparse.Namespace) -> int:
         parse_assignments(options.set),
         flags,
     )
+    if options.epochs is not None:
+        tables = for_epochs(tables, options.epochs)
     if options.print_config:
-        print(resolve(tables, open_dataset(tables, offline=options.offline)).to_toml(), end="")
+        print(resolve(tables, open_dataset(tables, offline=True)).to_toml(), end="")
         return GOOD
     folder = folder or _new_folder(tables["data"].get("name", "digits"))
     run = Run(tables, folder, options.device, options.resume, options.workers, options.graph, options.offline)

@@ -121,7 +121,28 @@ class Config:
 
 
 _TABLES = {"model": ViTConfig, "data": DataConfig, "training": TrainingConfig}
-_SMALL_MODEL = {"patch_size": 4, "dim": 64, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0}  # what a laptop trains
+_SMALL_MODEL = {"dim": 64, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0}  # what a laptop trains
+_PATCHES, _MANY_TOKENS = (4, 7, 8, 14, 16, 32), 200  # if nobody says: the smallest that leaves no more tokens
+_ALSO_CALLED = {
+    "learning_rate": "lr",
+    "wd": "weight_decay",
+    "warmup": "warmup_epochs",
+    "smoothing": "label_smoothing",
+    "width": "dim",
+    "embed_dim": "dim",
+    "hidden_size": "dim",
+    "heads": "num_heads",
+    "classes": "num_classes",
+    "layers": "depth",
+    "num_layers": "depth",
+    "img_size": "image_size",
+    "patch": "patch_size",
+    "batch": "batch_size",
+    "bs": "batch_size",
+    "dataset": "name",
+    "path": "name",
+    "augmentation": "augment",
+}
 
 
 def read_toml(path: str | Path) -> dict[str, dict[str, Any]]:
@@ -183,7 +204,7 @@ def _checked(table: str, key: str, value: Any) -> Any:
     """The value in the field's own type; whole numbers are numbers too."""
     fields = {f.name: f for f in dataclasses.fields(_TABLES[table])}
     if key not in fields:
-        raise ConfigError(str(unknown_name(f"key in [{table}]", key, fields)))
+        raise _unknown_key(table, key, fields)
     default = fields[key].default
     if key == "image_size" and isinstance(value, (list, tuple)):
         return tuple(_number(table, key, side, int) for side in value)
@@ -199,6 +220,15 @@ def _checked(table: str, key: str, value: Any) -> Any:
     if not isinstance(value, kind):
         raise ConfigError(f"{table}.{key} must be of type {kind.__name__}, like {default!r}, not {value!r}")
     return value
+
+
+def _unknown_key(table: str, key: str, fields: Iterable[str]) -> ConfigError:
+    """What it may have been: this key in another table, another word for one, or a slip."""
+    meant = _ALSO_CALLED.get(key, key)
+    for other in (table, *_TABLES):
+        if any(meant == f.name for f in dataclasses.fields(_TABLES[other])):
+            return ConfigError(f"unknown key in [{table}] {key!r}: did you mean {other}.{meant}?")
+    return ConfigError(str(unknown_name(f"key in [{table}]", key, fields)))
 
 
 def _names(value: Any) -> tuple[str, ...]:
@@ -230,6 +260,18 @@ def _number(table: str, key: str, value: Any, kind: Any) -> Any:
     return number
 
 
+def for_epochs(tables: Mapping[str, Mapping[str, Any]], epochs: int) -> dict[str, dict[str, Any]]:
+    """Return the tables for another number of epochs; a warm-up that would leave nothing of them becomes a tenth.
+
+    >>> for_epochs(merge({"training": {"epochs": 100, "warmup_epochs": 10}}), 5)["training"]
+    {'epochs': 5, 'warmup_epochs': 0}
+    """
+    training = {**tables["training"], "epochs": epochs}
+    if training.get("warmup_epochs", 0) >= epochs:
+        training["warmup_epochs"] = epochs // 10
+    return {**merge(tables), "training": training}
+
+
 def reading(tables: Mapping[str, Mapping[str, Any]], offline: bool = False) -> Reading:
     """Return how the tables want their data to be read; photographs become of the size that the model takes.
 
@@ -244,7 +286,7 @@ def reading(tables: Mapping[str, Mapping[str, Any]], offline: bool = False) -> R
     try:
         return Reading(**asked, offline=offline)
     except DataError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"[data]: {error}") from error
 
 
 def open_dataset(
@@ -280,7 +322,9 @@ def resolve(tables: Mapping[str, Mapping[str, Any]], dataset: Dataset) -> Config
         training["warmup_epochs"] = min(TrainingConfig.warmup_epochs, training["epochs"] // 10)
     try:
         config = Config(
-            ViTConfig(**{**_SMALL_MODEL, **facts, **tables["model"]}), DataConfig(**data), TrainingConfig(**training)
+            ViTConfig(**{**_SMALL_MODEL, "patch_size": _patch(height, width), **facts, **tables["model"]}),
+            DataConfig(**data),
+            TrainingConfig(**training),
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -289,9 +333,16 @@ def resolve(tables: Mapping[str, Mapping[str, Any]], dataset: Dataset) -> Config
         raise ConfigError(
             f"the model is for images of {m.channels}×{m.height}×{m.width} (C×H×W) in {m.num_classes} classes, but "
             f"the data {config.data.name!r} has {dataset.channels}×{height}×{width} in {dataset.num_classes}"
+            + ("" if "name" in tables["data"] else ": name yours with --data, for this config names none")
         )
     _check_training(config)
     return config
+
+
+def _patch(height: int, width: int) -> int:
+    """The patch size where nobody says: few enough tokens to be trained on a CPU."""
+    fitting = [p for p in _PATCHES if not height % p and not width % p] or [_PATCHES[0]]
+    return next((p for p in fitting if height * width <= _MANY_TOKENS * p * p), fitting[-1])
 
 
 def _check_training(config: Config) -> None:
@@ -327,4 +378,6 @@ def _check_training(config: Config) -> None:
         if not 0 <= share < 1:
             raise ConfigError(f"training.{name} is {share}; it must be in [0, 1)")
     if t.warmup_epochs >= t.epochs and t.warmup_epochs:
-        raise ConfigError(f"training.warmup_epochs {t.warmup_epochs} leaves nothing of training.epochs {t.epochs}")
+        raise ConfigError(
+            f"training.warmup_epochs {t.warmup_epochs} leaves nothing of training.epochs {t.epochs}: lower it"
+        )
