@@ -23,7 +23,7 @@ class Resampling:
             antialiased).
         antialias: when shrinking, widen the filter to all that falls into an output pixel, as Pillow does.
         align_corners: let the first and the last pixel of input and output coincide, instead of the picture's edges;
-            bilinear, it is `scipy.ndimage.zoom` of order 1.
+            bilinear, it is `scipy.ndimage.zoom` of order 1. A single pixel is the input's first.
         offset: step as if the output had this many pixels more: DINO's ``scale_factor=(n_out + 0.1) / n_in``.
 
     Raises:

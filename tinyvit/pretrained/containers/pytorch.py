@@ -50,7 +50,7 @@ DTYPES = {
 }
 ADVICE = (
     "in an environment where you trust the file, save the weights alone: "
-    "torch.save(torch.load(path)['model'], 'weights.pth'), or as safetensors"
+    "torch.save(torch.load(path, weights_only=False)['model'], 'weights.pth'), or as safetensors"
 )
 
 
