@@ -509,7 +509,7 @@ def evil_pickles(ran):
     yield "numpy._reconstruct.x", b"\x80\x04\x8c\x05numpy\x8c\x0e_reconstruct.x\x93."  # a dotted name
     yield "changes numpy.core", b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n}U\1aK\1sb."  # BUILD on the function
     yield "instruction NEWOBJ", b"\x80\x02cnumpy\nndarray\n)\x81."  # NEWOBJ
-    yield "as a key", b"\x80\x02})" + b"\x85" * 900_000 + b"Ns."  # a hash as deep ends the process
+    yield "as a key", b"\x80\x02})" + b"\x85" * 300_000 + b"Ns."  # a hash as deep ends the process
     yield "persistent", b"\x80\x02U\1aQ."
     yield "where CIFAR has a dict", b"\x80\x02]."
 

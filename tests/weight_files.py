@@ -71,6 +71,8 @@ class Torch:
         return b"X" + struct.pack("<I", len(raw)) + raw
 
     def number(self, number):
+        if abs(number) < 2**31:
+            return b"J" + struct.pack("<i", number)
         raw = number.to_bytes(number.bit_length() // 8 + 1, "little", signed=True)
         return b"\x8b" + struct.pack("<I", len(raw)) + raw
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-MAX_STEPS = 1_000_000  # instructions; the largest file of CIFAR has 400,000, a checkpoint of a large ViT 100,000
+MAX_STEPS = 1_000_000  # instructions: CIFAR-100 takes some 200,000, a checkpoint of a large ViT fewer
 
 _shorten = reprlib.Repr()
 _shorten.maxstring = 100
@@ -138,7 +138,11 @@ class _Machine:
         return values
 
     def pop_tuple(self, size: int) -> tuple[Any, ...]:
-        return tuple(reversed([self.pop() for _ in range(size)]))
+        values = tuple(self.stack[-size:])
+        if len(values) < size or any(value is _MARK for value in values):
+            raise PickleError("it takes more from its stack than it put there")
+        del self.stack[-size:]
+        return values
 
     def remember(self, index: int) -> None:
         value = self.pop()

@@ -34,7 +34,7 @@ from tinyvit.pretrained.containers.weights import (
     stored,
 )
 
-MAX_PICKLE = 2**23  # bytes; that of a large ViT with its optimizer has less than one million
+MAX_PICKLE = 2**23  # bytes; that of a large ViT with its optimizer is below one million
 MAX_PARTS, MAX_DEPTH = 200_000, 32
 DTYPES = {
     "torch.FloatStorage": "float32",
