@@ -506,9 +506,9 @@ def evil_pickles(ran):
     yield "os.system", f"(cos\nsystem\nS'{command}'\no.".encode()  # OBJ
     yield "numpy.core.multiarray.fromfile", b"cnumpy.core.multiarray\nfromfile\n."
     yield "numpy._reconstruct.x", b"\x80\x04\x8c\x05numpy\x8c\x0e_reconstruct.x\x93."  # a dotted name
-    yield "changes array", b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n}U\1aK\1sb."  # BUILD on the function
-    yield "must be a type|expected a class", b"\x80\x02cnumpy\nndarray\n)\x81."  # NEWOBJ
-    yield "more memory", b"\x80\x02}r\xff\xff\xff\x7f."  # a memo of 16 GB
+    yield "changes numpy.core", b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n}U\1aK\1sb."  # BUILD on the function
+    yield "instruction NEWOBJ", b"\x80\x02cnumpy\nndarray\n)\x81."  # NEWOBJ
+    yield "as a key", b"\x80\x02})" + b"\x85" * 300_000 + b"Ns."  # a hash as deep ends the process
     yield "persistent", b"\x80\x02U\1aQ."
     yield "where CIFAR has a dict", b"\x80\x02]."
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import pickle
-import pickletools
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tinyvit.data.datasets import DataError, Dataset, Reading, Split, with_validation
+from tinyvit.data.pickles import PickleError, noted, read_pickle
 
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32
@@ -159,65 +157,35 @@ def _lines(name: str, data: bytes) -> tuple[str, ...]:
 # ------------------------------------------------------------------------------------------------- the Python layout
 
 
-class _StandIn:
-    """What a pickle gets for a function or class that it names: it notes down with what it is called."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, *args: Any) -> _Noted | bytes:
-        if self.name == "encode" and len(args) == 2 and isinstance(args[0], str):
-            return args[0].encode("latin-1")  # bytes, as Python 3 writes them for Python 2
-        return _Noted(self.name, args)
-
-    def __setstate__(self, state: object) -> None:
-        raise pickle.UnpicklingError(f"it changes {self.name}")
-
-
-class _Noted:
-    """A call that a pickle asked for, and the state that it set; nothing was called."""
-
-    __slots__ = ("args", "name", "state")
-
-    def __init__(self, name: str, args: tuple[Any, ...]) -> None:
-        self.name, self.args, self.state = name, args, ()
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-KNOWN = {  # all that pickled NumPy arrays of bytes need, from Python 2 and from Python 3
-    ("numpy.core.multiarray", "_reconstruct"): "array",
-    ("numpy._core.multiarray", "_reconstruct"): "array",
-    ("numpy", "ndarray"): "ndarray",
-    ("numpy", "dtype"): "dtype",
-    ("_codecs", "encode"): "encode",
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds numbers, text, lists and dicts, and `_Noted` calls of what is in `KNOWN`. It runs no code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in KNOWN:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no file of CIFAR needs")
-        return _StandIn(KNOWN[module, name])
-
-
 def _unpickle(name: str, data: bytes) -> dict[str, Any]:
+    known: dict[str, Callable[..., Any]] = {
+        "numpy.core.multiarray._reconstruct": noted("array"),
+        "numpy._core.multiarray._reconstruct": noted("array"),
+        "numpy.ndarray": noted("ndarray"),
+        "numpy.dtype": noted("dtype"),
+        "_codecs.encode": _encoder(limit=len(data)),
+    }
     try:
-        for opcode, argument, _ in pickletools.genops(data):  # without building anything
-            if opcode.name in ("LONG_BINPUT", "PUT") and int(argument or 0) > len(data):
-                raise pickle.UnpicklingError("it asks for more memory than it can use")
-        content = _Unpickler(io.BytesIO(data), encoding="bytes").load()
-    except Exception as error:  # a damaged pickle makes the parsers raise a dozen types
-        reason = str(error) or type(error).__name__
-        raise DataError(f"{name} is not a pickle of CIFAR, or a damaged one: {reason}") from error
+        content = read_pickle(data, known)
+    except PickleError as error:
+        raise DataError(f"{name} is not a pickle of CIFAR, or a damaged one: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"{name} holds {type(content).__name__}, where CIFAR has a dict")
     return {_text(key): value for key, value in content.items() if isinstance(key, (str, bytes))}
+
+
+def _encoder(limit: int) -> Callable[[str, str], bytes]:
+    """Bytes, as Python 3 writes them for Python 2; no more of them than the pickle has itself."""
+    left = limit
+
+    def encode(text: str, encoding: str) -> bytes:
+        nonlocal left
+        left -= len(text)
+        if left < 0 or encoding != "latin1":
+            raise PickleError("its byte strings are longer than itself, or in another encoding than latin1")
+        return text.encode("latin-1")
+
+    return encode
 
 
 def _pickled(key: str) -> Batch:
@@ -233,12 +201,12 @@ def _pickled(key: str) -> Batch:
     return read
 
 
-def _array(name: str, noted: Any) -> np.ndarray:
+def _array(name: str, call: Any) -> np.ndarray:
     """Build the array uint8 (n, 3, 32, 32) that a pickle describes."""
     try:
-        _, (n, width), dtype, fortran, raw = noted.state
-        if (noted.name, dtype.name, _text(dtype.args[0]), width) != ("array", "dtype", "u1", PIXELS):
-            raise ValueError(f"it is {noted.name} of {dtype.args[0]} and width {width}")
+        _, (n, width), dtype, fortran, raw = call.state
+        if (call.name, dtype.name, width) != ("array", "dtype", PIXELS) or dtype.args[0] not in ("u1", b"u1"):
+            raise ValueError("it is another array, or none")
         flat = np.frombuffer(raw, np.uint8).reshape((n, width), order="F" if fortran else "C")
     except Exception as error:
         raise DataError(f"{name}: data must be an array uint8 (n, {PIXELS}), complete") from error
