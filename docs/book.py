@@ -24,7 +24,7 @@ from sphinx.util.docutils import SphinxDirective
 from tinyvit import Primitive
 
 ROOT = Path(__file__).resolve().parent.parent
-SHOWN = ("tinyvit", "tests", "benchmarks", "demos", "docs")  # the folders whose files get a page each
+SHOWN = ("tinyvit", "recipes", "tests", "benchmarks", "demos", "docs")  # the folders whose files get a page each
 LANGUAGES = {
     ".py": "python",
     ".js": "js",
