@@ -5,7 +5,8 @@
 
 Each run is a process of its own. PyTorch starts from the same weights, sees the same batches in the same order, and
 makes the same updates, in its own idioms (eager, fused attention, fused AdamW): what differs are the roundings, and the
-time. Runs that stand in the result file already are kept, so that a night may be cut in pieces.
+time. Runs that stand in the result file already are kept, and a run of tinyvit that was interrupted goes on where it was
+(`runs/`), so that a night may be cut in pieces; its seconds are those of all its pieces.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,9 @@ WHO = ("tinyvit", "pytorch")
 
 def tinyvit_run(recipe: Path, seed: int, folder: Path) -> dict[str, Any]:
     """Run the command as a user does, and read what it recorded."""
-    command = [sys.executable, "-m", "tinyvit", "train", "--device", "cpu", "--config", str(recipe)]
-    subprocess.run([*command, "--seed", str(seed), "--out", str(folder)], check=True)
+    command = [sys.executable, "-m", "tinyvit", "train", "--device", "cpu", "--out", str(folder)]
+    begun = (folder / "config.toml").exists()
+    subprocess.run([*command, *(["--resume"] if begun else ["--config", str(recipe), "--seed", str(seed)])], check=True)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     *epochs, final = records
     return {
@@ -111,6 +112,7 @@ def main() -> None:
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options.add_argument("--only", choices=WHO)
     options.add_argument("--out", type=Path, default=_common.RESULTS, help="folder of the result file")
+    options.add_argument("--runs", type=Path, default=Path("runs"), help="folder of tinyvit's runs")
     given = options.parse_args()
     recipe = RECIPES / f"{given.recipe}.toml"
     name = "recipe_" + given.recipe.replace("-", "_")
