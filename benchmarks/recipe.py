@@ -5,8 +5,8 @@
 
 Each run is a process of its own. PyTorch starts from the same weights, sees the same batches in the same order, and
 makes the same updates, in its own idioms (eager, fused attention, fused AdamW): what differs are the roundings, and the
-time. Runs that stand in the result file already are kept, and a run of tinyvit that was interrupted goes on where it was
-(`runs/`), so that a night may be cut in pieces; its seconds are those of all its pieces.
+time. Runs that stand in the result file already are kept, and a run of tinyvit that was interrupted goes on where it
+was (`runs/`), so that a night may be cut in pieces; its seconds are those of all its pieces.
 """
 
 from __future__ import annotations
@@ -122,17 +122,12 @@ def main() -> None:
         for who in [given.only] if given.only else WHO:
             if any((row["who"], row["seed"]) == (who, seed) for row in rows):
                 continue
-            with tempfile.TemporaryDirectory() as folder:
-                made = (
-                    tinyvit_run(recipe, seed, Path(folder) / "run") if who == "tinyvit" else pytorch_run(recipe, seed)
-                )
+            run = given.runs / f"{recipe.stem}-seed-{seed}"
+            made = tinyvit_run(recipe, seed, run) if who == "tinyvit" else pytorch_run(recipe, seed)
             rows.append({"who": who, "seed": seed, **made})
-            mean = {
-                w: round(statistics.mean(a), 5)
-                for w in WHO
-                if (a := [r["test_accuracy"] for r in rows if r["who"] == w])
-            }
-            result = {"recipe": recipe.name, "rows": rows, "mean_test_accuracy": mean}
+            by = {w: [row["test_accuracy"] for row in rows if row["who"] == w] for w in WHO}
+            means = {w: round(statistics.mean(accuracies), 5) for w, accuracies in by.items() if accuracies}
+            result = {"recipe": recipe.name, "rows": rows, "mean_test_accuracy": means}
             print(_common.save(name, result, given.out), rows[-1], flush=True)
 
 
