@@ -1,6 +1,7 @@
 """`tinyvit data`: what is listed, fetched, told about a dataset and found wrong with it."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -49,10 +50,12 @@ def photos(tmp_path):
 def test_list_says_what_is_here(data, tmp_path):
     code, out, err = data("list")
     assert (code, err) == (0, "")
-    rows = {line.split()[0]: line for line in out.splitlines()}
+    assert out.splitlines()[0].split() == ["name", "download", "licence", "place"]
+    rows = {line.split()[0]: line for line in out.splitlines()[1:]}
     assert list(rows) == list(DATASETS)
-    assert "170.1 MB  not here " in rows["cifar10"]
-    assert rows["fashion-mnist"].endswith("MIT: Zalando SE")
+    assert rows["cifar10"].split(maxsplit=1)[1] == "170.1 MB  no licence stated   not here"
+    assert rows["digits"].endswith(" none  CC BY 4.0           comes with tinyvit")
+    assert max(map(len, out.splitlines())) <= 100
     (tmp_path / "cache" / "cifar10").mkdir(parents=True)
     listed = json.loads(data("list", "--json")[1])["datasets"]
     assert {row["name"]: row["place"] is not None for row in listed} == {name: name == "digits" for name in DATASETS}
@@ -79,7 +82,7 @@ def test_info_of_the_digits(data):
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == "dataset  digits"
-    assert lines[1].startswith("layout   npz, 0.0 MB in ")
+    assert re.match(r"layout   npz, \d\d\.\d kB in ", lines[1])
     assert lines[2] == "images   1,259 training, 179 validation, 359 test, of 8×8×1"
     assert lines[3] == "mean     0.306, std 0.376"
     assert "CC BY 4.0" in lines[4]
@@ -103,12 +106,45 @@ def test_info_of_photographs(data, photos):
     assert "files    31" in data("info", photos)[1]
 
 
-def test_info_of_a_bad_photograph_says_what_to_do(data, photos):
-    (photos / "train" / "china" / "03.jpg").write_bytes(b"")
-    (photos / "train" / "flower" / "03.jpg").write_bytes(b"")  # one of them is drawn for training
+def test_info_describes_what_can_be_read_and_counts_the_rest(data, photos):
+    for path in sorted((photos / "train").rglob("*.jpg"))[:8]:
+        path.write_bytes(b"")
     code, out, err = data("info", photos)
+    assert (code, err) == (0, "")
+    found = json.loads(data("info", photos, "--json")[1])
+    assert 7 <= len(found["unusable"]) <= 8  # one may be drawn for validation
+    assert set(found["unusable"].values()) == {"is empty"}
+    assert f"unusable {len(found['unusable'])} of 18 training files looked at; `tinyvit data scan` names all" in out
+    left = Image.new("RGB", (50, 40), (255, 0, 0))
+    for path in (photos / "train").rglob("*.jpg"):
+        if path.stat().st_size:
+            left.save(path, quality=100)
+    assert "mean     0.99" in data("info", photos)[1]
+
+
+def test_info_of_photographs_that_are_all_bad(data, photos):
+    for path in photos.rglob("*.jpg"):
+        path.write_bytes(b"")
+    code, out, err = data("info", photos)
+    assert (code, err) == (0, "")
+    assert "unusable 18 of 18 training files looked at" in out
+    assert "mean" not in out
+    assert data("scan", photos)[0] == 1
+
+
+def test_info_and_scan_download_nothing(data, monkeypatch):
+    monkeypatch.setattr(named, "download", lambda *_: pytest.fail("it downloads"))
+    code, out, err = data("info", "mnist")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[1] == "place    not on this machine; `tinyvit data get mnist` fetches it"
+    assert lines[2].startswith("download 11.6 MB: train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-")
+    assert lines[3] == "licence  CC BY-SA 3.0: Y. LeCun and C. Cortes"
+    found = json.loads(data("info", "mnist", "--json")[1])
+    assert (found["place"], found["size"], len(found["files"])) == (None, 11594722, 4)
+    code, out, err = data("scan", "mnist")
     assert (code, out, err.count("\n")) == (3, "", 1)
-    assert "03.jpg is empty; leave such files out with --on-bad-image skip, or list them all with" in err
+    assert "mnist is not on this machine; `tinyvit data get mnist` fetches it (11.6 MB)" in err
 
 
 def test_scan_of_what_is_good(data, photos):
@@ -116,12 +152,20 @@ def test_scan_of_what_is_good(data, photos):
     assert (code, err) == (0, "")
     assert out.splitlines()[0] == "photos: 24 images looked at, 0 of them cannot be used"
     assert "the same image in several splits: 0" in out
+    assert out.splitlines()[-2:] == [
+        "sizes: 309 × 214 to 320 × 214 pixels, median 315 × 214",
+        "training images a class: 9 each",
+    ]
+    assert "with a side under 32 pixels: 0" in out
     code, out, _ = data("scan", "digits", "--json")
     found = json.loads(out)
     counts = np.bincount(digits().train.labels)
     assert (code, found["images"], found["unreadable"]) == (0, 1797, {})
     assert found["imbalance"] == counts.max() / counts.min()
     assert found["sizes"] == {"8 × 8": 1797}
+    lines = data("scan", "digits")[1].splitlines()
+    assert [line.partition(":")[0] for line in lines[4:]] == ["of one colour", "sizes", "training images a class"]
+    assert lines[5] == "sizes: all of 8 × 8 pixels"
 
 
 def test_scan_finds_every_fault_that_was_put_in(data, photos):
@@ -164,6 +208,10 @@ def test_scan_finds_every_fault_that_was_put_in(data, photos):
     assert "32 images looked at, 2 of them cannot be used" in out
     assert "named.jpg is mislabelled: its contents are PNG" in out
     assert "passed over: 1" in out
+    code, out, err = data("scan", photos, "--list")
+    assert (code, err) == (1, "")
+    assert sorted(out.splitlines()) == [str(train / "flower" / name) for name in ("cut.jpg", "named.jpg")]
+    assert data("scan", "digits", "--list") == (0, "", "")
 
 
 def test_scan_of_arrays_names_images_by_split_and_row(tmp_path):
@@ -171,13 +219,15 @@ def test_scan_of_arrays_names_images_by_split_and_row(tmp_path):
     arrays = {f"{part}_images": rng.integers(0, 256, (30, 6, 6), dtype=np.uint8) for part in ("train", "val", "test")}
     labels = {f"{part}_labels": np.repeat([0, 1], [29, 1]) for part in ("train", "val", "test")}
     arrays["train_images"][29] = arrays["train_images"][4]
+    arrays["train_images"][6] = arrays["train_images"][5]
     arrays["test_images"][7] = arrays["val_images"][8]
     arrays["val_images"][2] = 0
     np.savez(tmp_path / "x.npz", **arrays, **labels)
     steps = []
     found = inspection.scan(tmp_path / "x.npz", on_images=lambda done, total: steps.append((done, total)))
     assert steps == [(30, 90)] * 3
-    assert found.duplicates == found.contradictions == [["training[4]", "training[29]"]]
+    assert found.contradictions == [["training[4]", "training[29]"]]
+    assert found.duplicates == [["training[5]", "training[6]"]]
     assert found.leaks == [["validation[8]", "test[7]"]]
     assert (found.constant, found.tiny, found.extreme) == (["validation[2]"], [], [])
     assert found.imbalance == 29

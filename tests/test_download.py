@@ -97,6 +97,19 @@ def test_a_file_comes_once_and_whole(tmp_path):
     assert server.requests == [("/x.bin", None, None)]
 
 
+def test_what_is_asked_for_is_said_before_the_wait(tmp_path, capsys):
+    with serving(breaks=[300_000]) as server:
+        fetched(tmp_path, server)
+    whole, rest = capsys.readouterr().err.splitlines()
+    assert whole == f"tinyvit: fetching {server.url}x.bin (700.0 kB)"
+    assert rest == f"tinyvit: fetching {server.url}x.bin (700.0 kB, all but the first 300.0 kB)"
+    with serving() as dead:
+        pass
+    with pytest.raises(DataError):
+        download.download(FILE, tmp_path / "other", [dead.url])
+    assert capsys.readouterr().err == f"tinyvit: fetching {dead.url}x.bin (700.0 kB)\n"
+
+
 def test_a_server_that_does_not_say_how_much_there_is(tmp_path):
     with serving(tell_length=False, etag=None) as server:
         fetched(tmp_path, server)
@@ -261,6 +274,20 @@ def test_a_dataset_is_downloaded_by_its_name_alone_and_once(served_mnist, tmp_pa
     assert (tmp_path / "cache" / "mnist" / "t10k-labels-idx1-ubyte.gz").is_file()
     with pytest.raises(DataError, match="does not exist"):
         load_dataset("./mnist")
+
+
+def test_all_files_that_are_missing_are_named(served_mnist, tmp_path):
+    first, *rest = (file.name for file in DATASETS["mnist"].files)
+    served_mnist.status = 503
+    for here in ((), rest[:1], rest):
+        for name in here:
+            (tmp_path / "cache" / "mnist" / name).touch()
+        with pytest.raises(DataError) as caught:
+            DATASETS["mnist"].get()
+        message = str(caught.value)
+        assert f"{first} cannot be downloaded" in message
+        assert f"put it into {tmp_path}/cache/mnist by hand" in message
+        assert [name for name in rest if name in message] == [name for name in rest if name not in here]
 
 
 def test_nothing_is_downloaded_offline(served_mnist, monkeypatch):

@@ -224,7 +224,9 @@ def bad(tmp_path):
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_bad_image_is_named_with_the_reason_and_what_to_do(bad, name, photos):
     images = ImageFiles([photos[0], bad / name], Reading(image_size=8))
-    message = f"{name} {BAD[name][1]}.*; leave such files out with --on-bad-image skip, or list .* `tinyvit data scan`"
+    message = (
+        f"{name} {BAD[name][1]}.*; mend it or move it .*, or train with --on-bad-image skip: `tinyvit data scan` lists"
+    )
     for ask in (lambda: images[1], lambda: images[:], lambda: images.read([0, 1])):
         with pytest.raises(DataError, match=message):
             ask()
@@ -254,7 +256,7 @@ def test_skipped_images_are_black_and_counted(bad, photos):
         "short.jpg": "truncated",
         "empty.png": "empty",
     }
-    with pytest.raises(DataError, match=r"empty\.png is empty"):
+    with pytest.raises(DataError, match=r"empty\.png is empty; mend it or move it out of the dataset: `tinyvit data"):
         images[[0, 201]]
 
 
@@ -263,9 +265,16 @@ def test_more_than_one_in_a_hundred_is_too_many(bad, photos):
     images = ImageFiles([photos[0]] * 197 + some, Reading(image_size=8, on_bad_image="skip"))
     images.read([197, 198])
     with pytest.raises(
-        DataError, match=r"3 of 200 images .* more than 1%: .*short\.jpg is tr.*; .*empty\.png is empty"
+        DataError, match=r"at least 3 of 200 images .* more than 1%: .*short\.jpg is tr.*; .*empty\.png is empty"
     ):
         images.read([199])
+
+
+def test_a_message_names_up_to_ten_bad_images(tmp_path):
+    for number, end in ((10, r"9\.png does not exist; `tinyvit data scan --list`"), (12, r"9\.png .*; … and 2 more;")):
+        images = ImageFiles([tmp_path / f"{i}.png" for i in range(number)], Reading(on_bad_image="skip"))
+        with pytest.raises(DataError, match=rf"at least {number} of {number} images .*0\.png does not exist; .*{end}"):
+            images.read(range(number))
 
 
 def test_statistics_leave_out_what_cannot_be_read(bad):

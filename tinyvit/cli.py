@@ -150,8 +150,10 @@ def _parser() -> argparse.ArgumentParser:
     scanning = command("scan", _data_scan, "look at every image; exit code 1 if one cannot be used", actions)
     for sub in (information, scanning):
         sub.add_argument("data", metavar="NAME|PATH", help="a dataset's name, or a file or folder that holds one")
-    for sub in (listing, information, scanning):
-        sub.add_argument("--json", action="store_true", help="print one JSON object")
+    form = scanning.add_mutually_exclusive_group()
+    form.add_argument("--list", action="store_true", help="print the unusable files alone, one a line")
+    for group in (listing, information, form):
+        group.add_argument("--json", action="store_true", help="print one JSON object")
 
     judge = command("audit", _audit, "check every gradient by every method; exit code 1 if one is wrong")
     judge.add_argument("ops", nargs="*", metavar="OP", help="ops and layers, for instance softmax EncoderLayer (all)")
@@ -465,9 +467,7 @@ def _data_list(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"datasets": [asdict(one) for one in listed]}, default=str))
         return GOOD
-    for one in listed:
-        size = f"{one.size / 1e6:.1f} MB" if one.size else "-"
-        print(f"{one.name:<14} {size:>9}  {one.place or 'not here'!s:<40}  {one.licence}")
+    print(inspection.to_table(listed))
     return GOOD
 
 
@@ -479,7 +479,7 @@ def _data_get(options: argparse.Namespace) -> int:
 
 
 def _data_info(options: argparse.Namespace) -> int:
-    description = inspection.describe(options.data)
+    description = inspection.not_here(options.data) or inspection.describe(options.data)
     print(description.to_json() if options.json else description.to_text())
     return GOOD
 
@@ -492,7 +492,10 @@ def _data_scan(options: argparse.Namespace) -> int:
             bar.update(done)
 
         found = inspection.scan(options.data, on_images=on_images)
-    print(found.to_json() if options.json else found.to_text())
+    if options.list:
+        print("".join(f"{path}\n" for path in found.unreadable), end="")
+    else:
+        print(found.to_json() if options.json else found.to_text())
     return CHECK_FAILED if found.unreadable else GOOD
 
 

@@ -23,9 +23,18 @@ try:
 except ImportError:  # Windows: two processes must not download the same set at once
     fcntl = None  # type: ignore[assignment]
 
-TIMEOUT = 30.0  # seconds without a single byte
+TIMEOUT = 10.0  # seconds without a connection, an answer or a single byte
 CHUNK = 1 << 18
 TRIES = 5  # at one mirror, as long as each brings some bytes
+
+
+def in_bytes(size: int) -> str:
+    """Return a size to read.
+
+    >>> in_bytes(9912422), in_bytes(28881)
+    ('9.9 MB', '28.9 kB')
+    """
+    return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,8 @@ def _continue(mirror: _Mirror, file: RemoteFile, part: Path) -> None:
         headers["Range"] = f"bytes={have}-"
         if mirror.version:
             headers["If-Range"] = mirror.version
+    rest = f", all but the first {in_bytes(have)}" if have else ""
+    print(f"tinyvit: fetching {mirror.url} ({in_bytes(file.size)}{rest})", file=sys.stderr, flush=True)
     try:
         with urllib.request.urlopen(urllib.request.Request(mirror.url, headers=headers), timeout=TIMEOUT) as response:
             mirror.version = response.headers.get("ETag", "")

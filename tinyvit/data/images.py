@@ -26,7 +26,7 @@ EXTENSIONS = {
 FORMATS = tuple(dict.fromkeys(EXTENSIONS.values()))
 SAME_FORMAT = {"MPO": "JPEG"}  # a JPEG file that brings along more pictures: what many phones write
 BAD_SHARE = 0.01  # of a dataset; if more of it cannot be read, something else is wrong
-SHOWN = 3  # bad files that a message names
+SHOWN = 10  # bad files that a message names
 DRAFT = 2.0  # a picture is decoded smaller where it is still this many times as large as wanted
 DRAFTED = ("JPEG", "MPO")
 
@@ -70,7 +70,8 @@ class ImageFiles:
     Attributes:
         workers: threads that decode, one a core unless it is set; the result does not depend on it.
         bad: why each file was skipped; the splits of a folder share it.
-        among: images of which at most 1 % may be bad: these, or those of all splits of a folder.
+        among: images of which at most 1 % may be bad: these, or those of all splits of a folder; infinite where any
+            number may be.
 
     Raises:
         DataError: where Pillow is missing; later, where an image is bad.
@@ -94,7 +95,7 @@ class ImageFiles:
         self.reading = reading
         self.workers = _cores()
         self.bad: dict[Path, str] = {}
-        self.among = len(self.paths)
+        self.among: float = len(self.paths)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -142,21 +143,24 @@ class ImageFiles:
 
         for row, bad in zip(rows, in_parallel(decode, range(len(rows)), self.workers), strict=True):
             if bad:
-                self._note(Path(self.paths[row]), str(bad))
+                path = Path(self.paths[row])
+                if self.reading.on_bad_image == "raise":
+                    raise self._refused(path, str(bad))
+                self.bad[path] = str(bad)
+        if len(self.bad) > BAD_SHARE * self.among:
+            raise self._too_many()
         return images, readable
 
-    def _note(self, path: Path, reason: str) -> None:
-        if self.reading.on_bad_image == "raise":
-            raise self._refused(path, reason)
-        self.bad[path] = reason
-        if len(self.bad) > BAD_SHARE * self.among:
-            some = "; ".join(f"{path} {reason}" for path, reason in list(self.bad.items())[:SHOWN])
-            few = f"{len(self.bad)} of {self.among} images cannot be used, which is more than {BAD_SHARE:.0%}"
-            raise DataError(f"{few}: {some}; `tinyvit data scan` lists them all")
+    def _too_many(self) -> DataError:
+        named = [f"{path} {reason}" for path, reason in self.bad.items()]
+        more = [f"… and {len(named) - SHOWN} more"] if len(named) > SHOWN else []
+        few = f"at least {len(named)} of {self.among} images cannot be used, which is more than {BAD_SHARE:.0%}"
+        return DataError(f"{few}: {'; '.join(named[:SHOWN] + more)}; `tinyvit data scan --list` names them all")
 
     def _refused(self, path: Path, reason: str) -> DataError:
+        skip = ", or train with --on-bad-image skip" if self.reading.on_bad_image == "raise" else ""
         return DataError(
-            f"{path} {reason}; leave such files out with --on-bad-image skip, or list them all with `tinyvit data scan`"
+            f"{path} {reason}; mend it or move it out of the dataset{skip}: `tinyvit data scan` lists all such files"
         )
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from tinyvit.data.datasets import PARTS, Dataset, Reading, Split, spread
+from tinyvit.data.datasets import PARTS, DataError, Dataset, Reading, Split, spread
+from tinyvit.data.download import in_bytes
 from tinyvit.data.images import BadImage, ImageFiles, in_parallel, open_picture, upright, upright_size
 from tinyvit.data.sources import DATASETS, find_pictures, layout, load_dataset
 
@@ -32,12 +34,32 @@ class Listed:
     Args:
         place: its folder, or None.
         size: bytes to download; 0 for what comes with tinyvit.
+        files: the names of what is downloaded.
+        licence: the terms, and whom to credit.
+        source: the publication to cite.
     """
 
     name: str
     place: Path | None
     size: int
+    files: tuple[str, ...]
     licence: str
+    source: str
+
+    def to_text(self) -> str:
+        """Return what is known of it without its files, as lines to read."""
+        lines = {
+            "dataset": self.name,
+            "place": str(self.place or f"not on this machine; `tinyvit data get {self.name}` fetches it"),
+            "download": f"{in_bytes(self.size)}: {', '.join(self.files)}" if self.files else "none",
+            "licence": self.licence,
+            "source": self.source,
+        }
+        return _lines(lines)
+
+    def to_json(self) -> str:
+        """Return it as one JSON object."""
+        return json.dumps(asdict(self), default=str, ensure_ascii=False)
 
 
 def list_datasets() -> list[Listed]:
@@ -46,7 +68,39 @@ def list_datasets() -> list[Listed]:
     >>> [listed.name for listed in list_datasets() if not listed.size]
     ['digits']
     """
-    return [Listed(named.name, named.find(), named.size, named.licence) for named in DATASETS.values()]
+    return [
+        Listed(n.name, n.find(), n.size, tuple(file.name for file in n.files), n.licence, n.source)
+        for n in DATASETS.values()
+    ]
+
+
+def to_table(listed: Sequence[Listed]) -> str:
+    """Return a line a dataset, under headings; of the licences only their short names."""
+    rows = [("name", "download", "licence", "place")]
+    for one in listed:
+        place = str(one.place or "not here") if one.files else "comes with tinyvit"
+        rows.append((one.name, in_bytes(one.size) if one.files else "none", re.split("[:;]", one.licence)[0], place))
+    return "\n".join(f"{name:<14} {size:>9}  {licence:<18}  {place}" for name, size, licence, place in rows)
+
+
+def not_here(name_or_path: str | Path) -> Listed | None:
+    """Return the named dataset that is not on this machine, or None where there is no such, or it is.
+
+    >>> not_here("digits") is None
+    True
+    """
+    return next((one for one in list_datasets() if one.name == str(name_or_path) and not one.place), None)
+
+
+def _load(name_or_path: str | Path, reading: Reading) -> Dataset:
+    if missing := not_here(name_or_path):
+        fetch = f"`tinyvit data get {missing.name}` fetches it ({in_bytes(missing.size)})"
+        raise DataError(f"{missing.name} is not on this machine; {fetch}")
+    return load_dataset(name_or_path, reading)
+
+
+def _lines(values: dict[str, str]) -> str:
+    return "\n".join(f"{key:<8} {value}" for key, value in values.items() if value)
 
 
 @dataclass(frozen=True)
@@ -62,8 +116,9 @@ class Description:
         channels, image_size: what a model is given: C, and (H, W) in pixels.
         file_sizes: the (width, height) of the smallest, the median and the largest picture (by area) of at most
             1,024, where images are in files.
-        mean, std: of each channel, in units in which 255 is 1.
+        mean, std: of each channel, in units in which 255 is 1; of those of at most 1,024 files that can be used.
         licence, source: where known.
+        unusable: why each of these files that cannot be used cannot be.
     """
 
     name: str
@@ -78,23 +133,26 @@ class Description:
     std: tuple[float, ...]
     licence: str
     source: str
+    unusable: dict[str, str] = field(default_factory=dict)
 
     def to_text(self) -> str:
         """Return it as lines to read."""
         height, width = self.image_size
         mean, std = (", ".join(f"{value:.3f}" for value in values) for values in (self.mean, self.std))
-        sizes = [f"{width} × {height}" for width, height in self.file_sizes]
+        looked_at = min(SAMPLE, sum(self.counts["training"].values()))
+        unusable = f"{len(self.unusable):,} of {looked_at:,} training files looked at"
         totals = ", ".join(f"{sum(counts.values()):,} {part}" for part, counts in self.counts.items())
         lines = {
             "dataset": self.name,
-            "layout": f"{self.layout}, {self.disk_bytes / 1e6:,.1f} MB in {self.place}",
+            "layout": f"{self.layout}, {in_bytes(self.disk_bytes)} in {self.place}",
             "images": f"{totals}, of {height}×{width}×{self.channels}",
-            "files": f"{sizes[0]} to {sizes[2]} pixels, median {sizes[1]}" if sizes else "",
-            "mean": f"{mean}, std {std}",
+            "files": _sizes(self.file_sizes),
+            "unusable": f"{unusable}; `tinyvit data scan` names all" if self.unusable else "",
+            "mean": f"{mean}, std {std}" if mean else "",
             "licence": self.licence,
             "source": self.source,
         }
-        table = [f"{key:<8} {value}" for key, value in lines.items() if value]
+        table = [_lines(lines)]
         wide = max(len("class"), *map(len, self.counts["training"]))
         table.append(f"{'class':<{wide}}" + "".join(f"{part:>12}" for part in self.counts))
         for name in self.counts["training"]:
@@ -107,19 +165,22 @@ class Description:
 
 
 def describe(name_or_path: str | Path, reading: Reading = Reading()) -> Description:
-    """Return what a dataset holds.
+    """Return what a dataset holds; files that cannot be used are left out of the statistics, however many they are.
 
     Raises:
-        DataError: as `load_dataset` does.
+        DataError: as `load_dataset` does, and where a named dataset is not on this machine: nothing is downloaded.
 
     >>> description = describe("digits")
     >>> description.layout, description.image_size, sum(description.counts["training"].values())
     ('npz', (8, 8), 1259)
     """
-    data = load_dataset(name_or_path, reading)
+    data = _load(name_or_path, replace(reading, on_bad_image="skip"))
+    images = data.train.images
+    if isinstance(images, ImageFiles):
+        images.among = math.inf
     known = DATASETS.get(str(name_or_path))
     place = (known.find() if known else None) or Path(name_or_path)
-    mean, std = data.statistics()
+    mean, std = _statistics(data)
     return Description(
         name=data.name,
         layout=layout(name_or_path),
@@ -128,12 +189,20 @@ def describe(name_or_path: str | Path, reading: Reading = Reading()) -> Descript
         counts={part: _counts(split, data.classes) for part, split in _splits(data)},
         channels=data.channels,
         image_size=data.image_size,
-        file_sizes=_file_sizes(data.train.images) if isinstance(data.train.images, ImageFiles) else (),
+        file_sizes=_file_sizes(images) if isinstance(images, ImageFiles) else (),
         mean=mean,
         std=std,
         licence=data.licence,
         source=known.source if known else "not known",
+        unusable={str(path): why for path, why in images.bad.items()} if isinstance(images, ImageFiles) else {},
     )
+
+
+def _statistics(data: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    try:
+        return data.statistics()
+    except DataError:  # not one picture of the sample can be used
+        return (), ()
 
 
 def _splits(data: Dataset) -> list[tuple[str, Split]]:
@@ -156,8 +225,20 @@ def _file_sizes(images: ImageFiles) -> tuple[tuple[int, int], ...]:
             return None
 
     sizes = in_parallel(size, spread(len(images), SAMPLE).tolist(), images.workers)
-    ordered = sorted(filter(None, sizes), key=np.prod)
+    return _by_area(size for size in sizes if size)
+
+
+def _by_area(sizes: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """The smallest, the median and the largest."""
+    ordered = sorted(sizes, key=math.prod)
     return tuple(ordered[i] for i in (0, len(ordered) // 2, -1)) if ordered else ()
+
+
+def _sizes(by_area: tuple[tuple[int, int], ...]) -> str:
+    sizes = [f"{width} × {height}" for width, height in by_area]
+    if len(set(sizes)) < 2:
+        return "".join(f"all of {size} pixels" for size in sizes[:1])
+    return f"{sizes[0]} to {sizes[2]} pixels, median {sizes[1]}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -171,15 +252,18 @@ class Scan:
         name: of the dataset.
         images: how many were looked at.
         unreadable: why each image that cannot be used cannot be.
-        duplicates: groups of images of one split that are the same, pixel by pixel.
+        duplicates: groups of images of one split and one class that are the same, pixel by pixel.
         leaks: groups of the same images that are in more than one split: a test on them is no test.
         contradictions: groups of the same images that have different labels.
         constant: images of one colour.
         tiny: files whose shorter side has fewer than 32 pixels.
         extreme: files more than 5 times as long as wide, or as wide as long.
-        sizes: how many files there are of each (width, height), the most frequent first.
+        sizes: how many images there are of each (width, height), the most frequent first.
+        size_range: the (width, height) of the smallest, the median and the largest image (by area).
         counts: for each split, how many images of each class.
         passed_over: what lies in the folder and was not read as an image.
+        in_files: whether images are in files; if not, nothing is looked for that concerns files: `tiny`, `extreme` and
+            `passed_over`.
     """
 
     name: str
@@ -192,8 +276,10 @@ class Scan:
     tiny: list[str] = field(default_factory=list)
     extreme: list[str] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
+    size_range: tuple[tuple[int, int], ...] = ()
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     passed_over: list[str] = field(default_factory=list)
+    in_files: bool = True
 
     @property
     def imbalance(self) -> float:
@@ -207,26 +293,30 @@ class Scan:
         lines += _few([f"{name} {reason}" for name, reason in self.unreadable.items()])
         for title, groups in (
             ("in several splits", self.leaks),
-            ("twice in a split", self.duplicates),
+            ("twice in a class of a split", self.duplicates),
             ("under two labels", self.contradictions),
         ):
             lines.append(f"the same image {title}: {len(groups):,}")
             lines += _few([" = ".join(group) for group in groups])
-        for title, names in (
-            ("of one colour", self.constant),
-            (f"with a side under {TINY} pixels", self.tiny),
-            (f"more than {EXTREME:g} times as long as wide", self.extreme),
-        ):
+        named = {"of one colour": self.constant}
+        if self.in_files:
+            named[f"with a side under {TINY} pixels"] = self.tiny
+            named[f"more than {EXTREME:g} times as long as wide"] = self.extreme
+            named["passed over"] = self.passed_over
+        for title, names in named.items():
             lines.append(f"{title}: {len(names):,}")
             lines += _few(names)
-        common = list(self.sizes.items())[:SHOWN]
-        lines.append(f"{len(self.sizes):,} sizes: " + ", ".join(f"{count:,} of {size}" for size, count in common))
+        if self.size_range:
+            lines.append(f"sizes: {_sizes(self.size_range)}")
+        return "\n".join([*lines, f"training images a class: {self._balance()}"])
+
+    def _balance(self) -> str:
         counts = self.counts["training"]
         most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
+        if counts[most] == counts[least]:
+            return f"{counts[most]:,} each"
         warning = "; the classes are far from balanced" if self.imbalance > IMBALANCE else ""
-        lines.append(f"training images a class: {counts[least]:,} ({least}) to {counts[most]:,} ({most}){warning}")
-        lines.append(f"passed over: {len(self.passed_over):,}")
-        return "\n".join(lines + _few(self.passed_over))
+        return f"{counts[least]:,} ({least}) to {counts[most]:,} ({most}){warning}"
 
     def to_json(self) -> str:
         """Return it as one JSON object, with every name."""
@@ -263,13 +353,13 @@ def scan(
         on_images: called now and then with how many images were read since the last time, of how many.
 
     Raises:
-        DataError: where there is no dataset at all.
+        DataError: where there is no dataset at all, or a named one is not on this machine: nothing is downloaded.
 
     >>> found = scan("digits")
     >>> found.images, found.unreadable, found.leaks, round(found.imbalance, 2)
     (1797, {}, [], 1.05)
     """
-    data = load_dataset(name_or_path, reading)
+    data = _load(name_or_path, reading)
     in_files = isinstance(data.train.images, ImageFiles)
     total = sum(len(split) for _, split in _splits(data))
     looks: list[_Look] = []
@@ -283,15 +373,17 @@ def scan(
         name=data.name,
         images=total,
         unreadable={look.name: look.bad for look in looks if look.bad},
-        duplicates=[_names(group) for part in PARTS for group in _same([x for x in good if x.part == part])],
+        duplicates=[_names(group) for group in _same(good, lambda look: (look.part, look.label, look.digest))],
         leaks=[_names(group) for group in groups if len({look.part for look in group}) > 1],
         contradictions=[_names(group) for group in groups if len({look.label for look in group}) > 1],
         constant=_names([look for look in good if look.constant]),
         tiny=_names([look for look in good if in_files and min(look.size) < TINY]),
         extreme=_names([look for look in good if in_files and max(look.size) > EXTREME * min(look.size)]),
         sizes=dict(sizes.most_common()),
+        size_range=_by_area(look.size for look in good),
         counts={part: _counts(split, data.classes) for part, split in _splits(data)},
         passed_over=find_pictures(name_or_path).passed_over if in_files else [],
+        in_files=in_files,
     )
 
 
@@ -299,10 +391,10 @@ def _names(looks: list[_Look]) -> list[str]:
     return [look.name for look in looks]
 
 
-def _same(looks: list[_Look]) -> list[list[_Look]]:
+def _same(looks: list[_Look], key: Callable[[_Look], object] = lambda look: look.digest) -> list[list[_Look]]:
     groups = defaultdict(list)
     for look in looks:
-        groups[look.digest].append(look)
+        groups[key(look)].append(look)
     return [group for group in groups.values() if len(group) > 1]
 
 

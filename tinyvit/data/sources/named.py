@@ -65,11 +65,20 @@ class NamedSet:
         if folder := self.find():
             return folder
         if offline or os.environ.get("TINYVIT_OFFLINE", "") not in ("", "0"):
-            files = ", ".join(file.name for file in self.files)
+            files = ", ".join(self._missing())
             raise DataError(f"{self.name} is not here, and tinyvit is offline: put {files} into {self.folder}")
         for file in self.files:
-            download(file, self.folder, self.mirrors)
+            try:
+                download(file, self.folder, self.mirrors)
+            except DataError as error:
+                others = ", ".join(name for name in self._missing() if name != file.name)
+                raise DataError(
+                    f"{error}, and with it what else is missing: {others}" if others else str(error)
+                ) from error
         return self.folder
+
+    def _missing(self) -> list[str]:
+        return [file.name for file in self.files if not (self.folder / file.name).exists()]
 
     def load(self, reading: Reading = Reading()) -> Dataset:
         """Return the dataset; see `get` for where it comes from."""

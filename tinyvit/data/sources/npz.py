@@ -1,7 +1,9 @@
 """Arrays in an ``.npz`` file, in MedMNIST's layout."""
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -71,12 +73,22 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
                 raise zipfile.BadZipFile("it is no zip archive, or an incomplete one")
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
-                return {key: np.asarray(archive[key]) for key in wanted.intersection(archive)}
+                return {key: _member(archive, key) for key in wanted.intersection(archive)}
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except Exception as error:  # a damaged file makes zipfile, zlib and NumPy's parser raise a dozen types
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise DataError(f"{path} cannot be read as an .npz file: {reason}") from error
+
+
+def _member(archive: Mapping[str, Any], key: str) -> np.ndarray:
+    try:
+        return np.asarray(archive[key])
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        advice = "save numbers, and the names of classes as text"
+        raise ValueError(f"{key} holds Python objects, which are never unpickled; {advice}") from error
 
 
 def _medmnist_split(images: np.ndarray, labels: np.ndarray) -> Split:
@@ -85,8 +97,11 @@ def _medmnist_split(images: np.ndarray, labels: np.ndarray) -> Split:
     if images.dtype != np.uint8 or images.ndim != 4 or not 1 <= images.shape[-1] <= MAX_CHANNELS:
         wanted = f"uint8 of shape (n, H, W) or (n, H, W, C) with C from 1 to {MAX_CHANNELS}"
         raise DataError(f"images must be {wanted}, but are {kind_of(images)}")
-    if labels.shape == (len(images), 1):
-        labels = labels[:, 0]
-    if np.issubdtype(labels.dtype, np.integer):  # others are left to Split, which refuses them
-        labels = labels.astype(np.int64)
-    return Split(np.ascontiguousarray(np.moveaxis(images, -1, 1)), labels)
+    n = len(images)
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        advice = f"give one class an image, ({n},) or ({n}, 1)"
+        raise DataError(f"labels are several an image {labels.shape}, which is not supported; {advice}")
+    if labels.shape not in ((n,), (n, 1)) or not np.issubdtype(labels.dtype, np.integer):
+        wanted = f"whole numbers of shape ({n},) or ({n}, 1), one class for each of {n} images"
+        raise DataError(f"labels must be {wanted}, but are {kind_of(labels)}")
+    return Split(np.ascontiguousarray(np.moveaxis(images, -1, 1)), labels.reshape(n).astype(np.int64))

@@ -47,6 +47,9 @@ def augmentation(call: str) -> Augmentation | Mixing:
 
     >>> augmentation("affine").degrees
     10.0
+    >>> augmentation("flip(2)")
+    Traceback (most recent call last):
+    tinyvit.data.datasets.DataError: flip needs p from 0 to 1, not 2.0
     >>> augmentation("erasing(0.1, largest=0.2)")
     RandomErasing(p=0.1, smallest=0.02, largest=0.2, ratio=3.3)
     """
@@ -61,7 +64,10 @@ def augmentation(call: str) -> Augmentation | Mixing:
         if key not in settings:
             raise unknown_name(f"setting of {name}", key, settings)
         settings[key] = _of_type(f"{name}'s {key}", value, settings[key])
-    return dataclasses.replace(step, **settings)
+    try:
+        return dataclasses.replace(step, **settings)
+    except DataError as error:  # in the config's words
+        raise DataError(str(error).replace(type(step).__name__, name, 1)) from None
 
 
 def augmentations(calls: Sequence[str]) -> tuple[Augmentation | Mixing, ...]:
@@ -78,16 +84,22 @@ def augmentations(calls: Sequence[str]) -> tuple[Augmentation | Mixing, ...]:
 
 def _parsed(call: str) -> tuple[str, list[Any], dict[str, Any]]:
     """A name, its values in order, and those by name."""
+    bare = ""
     try:
         tree = ast.parse(call.strip(), mode="eval").body
         if isinstance(tree, ast.Name):
             return tree.id, [], {}
         if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and all(k.arg for k in tree.keywords):
+            values = [*tree.args, *(k.value for k in tree.keywords)]
+            bare = next((value.id for value in values if isinstance(value, ast.Name)), "")
             named = {str(k.arg): ast.literal_eval(k.value) for k in tree.keywords}
             return tree.func.id, [ast.literal_eval(value) for value in tree.args], named
     except (SyntaxError, ValueError):
         pass
-    raise DataError(f"an augmentation is a name, or a name with settings like 'crop(padding=2)', and not {call!r}")
+    hint = f": text stands in quotes, like '{bare}'" if bare else ""
+    raise DataError(
+        f"an augmentation is a name, or a name with settings like 'crop(padding=2)', and not {call!r}{hint}"
+    )
 
 
 def _of_type(what: str, value: Any, like: Any) -> Any:

@@ -188,7 +188,7 @@ class RandomCrop:
         B, C, H, W = images.shape
         p = self.padding
         if self.mode == "reflect" and p >= min(H, W):
-            raise DataError(f"RandomCrop cannot reflect {p} pixels of images of {H} × {W}: lower the padding")
+            raise DataError(f"a crop cannot reflect {p} pixels of images of {H} × {W}: lower the padding")
         xp = namespace_of(images)
         padded = xp.pad(images, ((0, 0), (0, 0), (p, p), (p, p)), mode=self.mode)
         top, left = rng.integers(0, 2 * p + 1, (2, B))
