@@ -177,8 +177,9 @@ def _split(dataset: Dataset, wanted: str | None) -> tuple[str, Split]:
 
 
 def _folder(path: Path) -> Path | None:
-    """The folder of the run that a model file or a checkpoint belongs to."""
-    return next((folder for folder in path.parents[:2] if (folder / "config.toml").exists()), None)
+    """The folder of the run that a model file, or a checkpoint in `checkpoints/`, belongs to."""
+    folder = path.parents[1] if path.parent.name == "checkpoints" else path.parent
+    return folder if Run.holds_run(folder) else None
 
 
 # ----------------------------------------------------------------------------------------------------------------- page
