@@ -23,7 +23,7 @@ import tinyvit as tv
 from tinyvit import cli
 from tinyvit.data import Split, digits
 from tinyvit.study import terminal
-from tinyvit.study.records import describe_skipped, skipped
+from tinyvit.study.records import describe_skipped
 from tinyvit.training import CheckpointError, ConfigError, load_checkpoint, load_trained, predict, save_checkpoint
 from tinyvit.training.config import read_toml
 from tinyvit.training.trainer import Trainer
@@ -120,11 +120,11 @@ def test_the_table_at_the_end_says_what_the_records_say(trained):
     head, *rows = out.splitlines()[9:-1]
     assert head.split() == ["epoch", "loss", "training", "validation"]
     best = max(epochs, key=lambda epoch: (epoch["validation_accuracy"], -epoch["validation_loss"]))
-    names = {best["epoch"]: "best", 6: "last"} if best["epoch"] < 6 else {6: "best, last"}
+    names = {best["epoch"]: " (best)", 6: " (last)"} if best["epoch"] < 6 else {6: ""}
     for row, (number, name) in zip(rows, names.items(), strict=False):
         e = epochs[number - 1]
         scores = f"{e['loss']:.4f}", f"{e['train_accuracy']:.2%}", f"{e['validation_accuracy']:.2%}"
-        assert re.split("  +", row) == [f"{number} ({name})", *scores]
+        assert re.split("  +", row) == [f"{number}{name}", *scores]
     facts = dict(re.split("  +", row, maxsplit=1) for row in rows[len(names) + 1 : -1])
     assert list(facts) == ["test accuracy", "speed", "training", "parameters", "peak memory", "files"]
     assert facts["test accuracy"].startswith(f"{end['test_accuracy']:.2%} of 359 images, by the last weights; nothing")
@@ -142,9 +142,9 @@ def test_the_table_names_the_images_that_were_skipped(tmp_path):
     images = data.test.images.view(Images)
     images.bad = {tmp_path / f"{i}.png": "it is cut short" for i in range(7)}
     skipping = dataclasses.replace(data, test=Split(images, data.test.labels))
-    assert skipped(data) == {}
-    assert skipped(skipping) == images.bad
-    said = describe_skipped(skipped(skipping))
+    assert data.skipped() == {}
+    assert skipping.skipped() == {str(path): why for path, why in images.bad.items()}
+    said = describe_skipped(skipping.skipped())
     assert said.startswith(f"7 images: {tmp_path}/0.png (it is cut short); ")
     assert said.endswith(f"{tmp_path}/4.png (it is cut short); and 2 more")
 
@@ -181,12 +181,13 @@ def test_an_option_wins_over_set_and_set_over_the_config_file(tinyvit, cwd, no_p
 
 def test_on_a_terminal_a_progress_bar_takes_the_place_of_the_lines(tinyvit, cwd, monkeypatch, no_pictures):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "120")
     code, out, err = tinyvit("train", *QUICK, "--out", "r")
     assert code == 0
     assert "epoch 1/1" not in out
     *_, bar = err.rstrip().split("\r")
-    facts = r"loss=\d\.\d+, train=\S+%, val=\S+%, lr=2.0e-03"
-    shown = rf"epoch 1/1: 100%\|█+\| 00:00 left, {facts}, [\d.]+k? images/s"
+    facts = r"loss=\d\.\d+, val=\S+%, train=\S+%"
+    shown = rf"epoch 1/1: 100%\|█+\| 00:00 left, {facts}, [\d.]+k? images/s, lr=2.0e-03"
     assert re.fullmatch(shown, bar)
 
 
@@ -400,12 +401,14 @@ def test_a_signal_in_training_loses_nothing_that_a_resumed_run_does_not_make_aga
 ):
     given, _, err = signalled(stage, tmp_path / "r", *signals)
     assert given == code
-    assert "finishing this step or evaluation; press Ctrl-C again to stop at once" in err
-    assert ("stopped at once; go on with: " if len(signals) == 2 else "stopped after step ") in err
+    again = "press Ctrl-C again" if signals[0] == signal.SIGINT else "a second signal is needed"
+    assert f"finishing this step or evaluation; {again} to stop at once" in err
+    at_once = "stopped at once, before a checkpoint was kept; begin anew with: "
+    assert (at_once if len(signals) == 2 else "stopped after step ") in err
     assert not list(tmp_path.rglob("*.tmp"))
     metrics = tmp_path / "r" / "metrics.jsonl"
     assert (len(metrics.read_text().splitlines()) if metrics.exists() else 0) == epochs
-    assert tinyvit(*shlex.split(err.rpartition("go on with: ")[2])[1:])[0] == 0
+    assert tinyvit(*shlex.split(err.rpartition(" with: ")[2])[1:])[0] == 0
     assert weights(tmp_path / "r") == weights(undisturbed)
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [record["event"] for record in records] == ["epoch", "epoch", "final"]
@@ -450,8 +453,50 @@ def test_eval_measures_a_folder_a_model_file_or_a_checkpoint_alike(tinyvit, run,
     record = final(run)
     loss = pytest.approx(record["test_loss"], rel=1e-5)  # training had one BLAS thread
     expected = {"data": "digits", "split": "test", "images": 359, "loss": loss, "accuracy": record["test_accuracy"]}
+    expected["skipped"] = {}
     assert json.loads(out) == expected
     assert (code, err, out.count("\n")) == (0, "", 1)
+
+
+@pytest.mark.parametrize(("alias", "split"), [("val", "validation"), ("training", "train")])
+def test_eval_takes_other_words_for_a_split(tinyvit, run, alias, split):
+    assert tinyvit("eval", run, "--split", alias) == tinyvit("eval", run, "--split", split)
+
+
+def save_photographs(folder, broken=("train/dark/001.png", "test/dark/001.png")):
+    """Colour pictures by class, of which some files are cut short."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 120), ("val", 60), ("test", 22)):
+        for i in range(count):
+            path = folder / part / ("dark" if i % 2 else "bright") / f"{i:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            level = 40 if i % 2 else 200
+            Image.fromarray(rng.integers(level - 40, level + 40, (12, 12, 3)).astype(np.uint8)).save(path)
+    for name in broken:
+        (folder / name).write_bytes((folder / name).read_bytes()[:60])
+
+
+def test_images_that_were_skipped_are_counted_nowhere_and_named_everywhere(tinyvit, cwd):
+    save_photographs(cwd / "photographs")
+    small = [*QUICK, "--set", "model.image_size=8", "--set", "data.augment=none"]
+    out = tinyvit("train", *small, "--data", "photographs", "--on-bad-image", "skip", "--out", "r")[1]
+    assert out.startswith("photographs: 120 training, ")
+    right = final(cwd / "r")["test_accuracy"] * 21
+    assert right == pytest.approx(round(right))
+    assert "of 21 images, by the last weights" in out
+    code, said, _ = tinyvit("eval", "r")
+    assert (code, f"({round(right)} of 21)" in said) == (0, True)
+    broken = str(cwd / "photographs" / "test" / "dark" / "001.png")
+    assert said.splitlines()[1].startswith(f"skipped 1 image: {broken} (")
+    answer = json.loads(tinyvit("eval", "r", "--json", "--report", "late.html")[1])
+    assert (answer["images"], list(answer["skipped"])) == (21, [broken])
+    for page in (cwd / "r" / "report.html", cwd / "late.html"):
+        text = page.read_text()
+        assert "Skipped 2 images: " in text
+        assert f"{cwd}/photographs/train/dark/001.png (" in text
+        assert "Of 22 test images 21 could be read." in text
+        assert re.search(r'alt="test/(dark|bright)/\d+\.png of the test images"', text)
+        assert re.search(r"<span>test/(dark|bright)/\d+\.png, loss ", text)
 
 
 @pytest.mark.parametrize(("split", "images"), [("train", 1259), ("validation", 179), ("test", 359)])
@@ -516,6 +561,30 @@ def test_predict_draws_where_the_model_looks(tinyvit, run, cwd):
     with Image.open("look.png") as picture:
         assert picture.format == "PNG"
         assert picture.height > picture.width / 2
+
+
+def test_predict_makes_the_folder_of_its_picture_and_refuses_a_format_before_any_work(tinyvit, run, cwd, monkeypatch):
+    np.save("a.npy", TEST.images[0])
+    assert tinyvit("predict", run, "a.npy", "--attention", "new/look.png")[0] == 0
+    assert (cwd / "new" / "look.png").exists()
+    monkeypatch.setattr(cli, "load_trained", None)
+    code, out, err = tinyvit("predict", run, "a.npy", "--attention", "look.xyz")
+    assert (code, out) == (2, "")
+    assert re.search(r"--attention look\.xyz: a picture is written as one of .*png.*, not as xyz\n$", err)
+
+
+def test_predict_answers_the_good_files_and_names_the_bad(tinyvit, run, cwd):
+    np.save("a.npy", TEST.images[0])
+    (cwd / "bad.png").write_bytes(b"")
+    (cwd / "photographs").mkdir()
+    code, out, err = tinyvit("predict", run, "bad.png", "a.npy", "photographs")
+    assert code == 3
+    assert out == tinyvit("predict", run, "a.npy")[1]
+    assert err.splitlines() == [
+        "tinyvit: bad.png cannot be read as an image: it is empty",
+        "tinyvit: photographs is a folder; give the image files in it",
+    ]
+    assert tinyvit("predict", run, "photographs", "--json")[:2] == (3, "")
 
 
 def test_predict_names_the_classes_that_the_data_lacks_too(tinyvit, cwd, no_pictures):

@@ -415,10 +415,13 @@ def test_a_run_that_is_not_finished_is_reported_from_its_checkpoint(tmp_path):
 
 
 def test_a_model_alone_without_its_folder_is_reported(tmp_path, run):
-    shutil.copy(run.folder / "model.safetensors", tmp_path)
-    page = assert_whole(write_report(tmp_path / "model.safetensors").read_text())
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (tmp_path / "config.toml").write_text("")  # of somebody else
+    shutil.copy(run.folder / "model.safetensors", alone)
+    page = assert_whole(write_report(alone / "model.safetensors").read_text())
     assert "There are no records of its epochs beside the weights." in page.text
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "report.html"]
+    assert sorted(path.name for path in alone.iterdir()) == ["model.safetensors", "report.html"]
 
 
 def test_image_files_that_cannot_be_read_are_left_out_and_named(tmp_path):

@@ -323,7 +323,8 @@ def test_a_run_writes_these_files_and_no_others(whole):
 def test_the_metrics_are_a_record_an_epoch_and_then_the_final_one(whole, cells):
     *epochs, final = records(whole)
     assert [(r["event"], r["epoch"], r["step"]) for r in epochs] == [("epoch", i, 3 * i) for i in (1, 2, 3, 4)]
-    assert final.keys() == {"event", "epoch", "step", "test_loss", "test_accuracy", "seconds"}
+    assert final.keys() == {"event", "epoch", "step", "test_images", "test_loss", "test_accuracy", "seconds"}
+    assert final["test_images"] == 12
     assert (final["event"], final["seconds"]) == ("final", epochs[-1]["seconds"])
     trained = load_trained(whole)
     loader = Loader(load_dataset(cells).test, 256, mean=trained.config.data.mean, std=trained.config.data.std)

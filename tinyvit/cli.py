@@ -32,6 +32,7 @@ from tinyvit.training import (
     Interrupted,
     NonFiniteLossError,
     Run,
+    TrainedModel,
     Trainer,
     evaluate,
     load_trained,
@@ -59,8 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code (the list is in the README)."""
     options = _parser().parse_args(arguments)
     try:
-        code = int(options.command(options))
-        sys.stdout.flush()
+        with _on_signals(_interrupt):
+            code = int(options.command(options))
+            sys.stdout.flush()
         return code
     except BrokenPipeError:  # `tinyvit summary … | head`: whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -109,7 +111,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluation = command("eval", _eval, "measure a trained model on its dataset's test images")
     evaluation.add_argument("run", type=Path, metavar="RUN", help="a run's folder, a model file or a checkpoint")
     evaluation.add_argument("--data", metavar="NAME|PATH", help="another dataset than the one it was trained on")
-    evaluation.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    evaluation.add_argument(
+        "--split",
+        type=lambda name: {"training": "train", "val": "validation"}.get(name, name),
+        choices=("train", "validation", "test"),
+        default="test",
+        help="the images to measure: train (or training), validation (or val), test (the default)",
+    )
     _add_offline(evaluation)
     evaluation.add_argument("--report", type=Path, metavar="FILE.html", help="write a page about the run, too")
     evaluation.add_argument("--json", action="store_true", help="print one JSON object")
@@ -126,7 +134,9 @@ def _parser() -> argparse.ArgumentParser:
         help="image files, or .npy arrays; cropped and resized to the model's size",
     )
     prediction.add_argument("--top", type=int, default=3, metavar="K", help="classes to name for each image")
-    prediction.add_argument("--attention", type=Path, metavar="OUT.png", help="draw where the model looks")
+    prediction.add_argument(
+        "--attention", type=Path, metavar="OUT.png", help="draw where the model looks; its folder is made"
+    )
     prediction.add_argument("--json", action="store_true", help="print one JSON object")
     _add_workers(prediction)
     _add_device(prediction)
@@ -240,24 +250,23 @@ def _train(options: argparse.Namespace) -> int:
     folder = folder or _new_folder(tables["data"].get("name", "digits"))
     run = Run(tables, folder, options.device, options.resume, options.workers, options.graph, options.offline)
     _introduce(run)
-    with _on_signals(_interrupt):
-        with study.progress(run.trainer) as (on_step, on_record), _stop_on_signals(run.trainer) as received:
-            try:
-                final = run.train(on_step, on_record)
-            except (Interrupted, KeyboardInterrupt) as stop:
-                how = f"after step {run.trainer.step}" if isinstance(stop, Interrupted) else "at once"
-                again = f"tinyvit train --resume --out {shlex.quote(str(folder))}"
-                print(f"tinyvit: stopped {how}; go on with: {again}", file=sys.stderr)
-                return 128 + received[-1]
-        try:
-            print(f"\n{study.results(run)}\n")
-            if received:  # during the last look at the test images
-                raise KeyboardInterrupt(received[0])
-            pictures = _draw_pictures(run, options.workers)
-        except KeyboardInterrupt:
-            report = f"tinyvit eval {shlex.quote(str(folder))} --report {shlex.quote(str(folder / 'report.html'))}"
-            print(f"tinyvit: the run is complete; write its report with: {report}", file=sys.stderr)
-            raise
+    received: list[int] = []
+    try:
+        with _stop_on_signals(run.trainer, received), study.progress(run.trainer) as (on_step, on_record):
+            final = run.train(on_step, on_record)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        with _on_signals(signal.SIG_IGN):
+            print(f"tinyvit: {_how_it_stopped(run, stop)}", file=sys.stderr)
+        return 128 + received[-1]
+    try:
+        print(f"\n{study.results(run)}\n")
+        if received:  # during the last look at the test images
+            raise KeyboardInterrupt(received[0])
+        pictures = _draw_pictures(run, options.workers)
+    except KeyboardInterrupt:
+        report = f"tinyvit eval {shlex.quote(str(folder))} --report {shlex.quote(str(folder / 'report.html'))}"
+        print(f"tinyvit: the run is complete; write its report with: {report}", file=sys.stderr)
+        raise
     accuracy = f"test accuracy {final['test_accuracy']:.2%}, " if "test_accuracy" in final else ""
     print(f"{accuracy}{final['seconds']:.1f} s of training, files in {folder}/{pictures}")
     return GOOD
@@ -280,12 +289,13 @@ def _new_folder(data: str) -> Path:
 def _introduce(run: Run) -> None:
     c, trainer = run.config, run.trainer
     print(
-        f"{c.data.name}: {len(run.dataset.train):,} training, {len(run.dataset.validation):,} validation, "
+        f"{run.dataset.name}: {len(run.dataset.train):,} training, {len(run.dataset.validation):,} validation, "
         f"{len(run.dataset.test):,} test images of {c.model.height}×{c.model.width}×{c.model.channels}, "
-        f"{c.model.num_classes} classes\n"
-        f"ViT: patch {c.model.patch_size}, width {c.model.dim}, depth {c.model.depth}, {c.model.num_heads} heads, "
+        f"{study.many(c.model.num_classes, 'class')}\n"
+        f"ViT: patch {c.model.patch_size}, width {c.model.dim}, depth {c.model.depth}, "
+        f"{study.many(c.model.num_heads, 'head')}, "
         f"{trainer.model.num_parameters:,} parameters, on the {trainer.model.device}; "
-        f"{c.training.epochs} epochs of {len(trainer.loader)} steps, seed {c.training.seed}"
+        f"{study.many(c.training.epochs, 'epoch')} of {study.many(len(trainer.loader), 'step')}, seed {c.training.seed}"
     )
     for error in run.damaged:
         print(f"tinyvit: passed over: {error}", file=sys.stderr)
@@ -295,25 +305,36 @@ def _introduce(run: Run) -> None:
         print(f"{run.resumed_from.name} is the end of this run; nothing is left to train")
 
 
+def _how_it_stopped(run: Run, stop: BaseException) -> str:
+    again = f"tinyvit train --resume --out {shlex.quote(str(run.folder))}"
+    if isinstance(stop, Interrupted):
+        return f"stopped after step {run.trainer.step}; go on with: {again}"
+    if run.has_checkpoint:
+        return f"stopped at once; go on with: {again}"
+    return f"stopped at once, before a checkpoint was kept; begin anew with: {again}"
+
+
 @contextmanager
-def _stop_on_signals(trainer: Trainer) -> Iterator[list[int]]:
+def _stop_on_signals(trainer: Trainer, received: list[int]) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM end the run after the current step; a second one ends it at once."""
-    received: list[int] = []
+    clear = b"\r\x1b[2K" if sys.stderr.isatty() else b""  # the bar's line
 
     def stop(number: int, frame: Any) -> None:
         received.append(number)
-        if len(received) > 1:
+        if len(received) == 2:
             raise KeyboardInterrupt(number)
-        trainer.stop = True
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\ntinyvit: finishing this step or evaluation; press Ctrl-C again to stop at once\n")
+        if len(received) == 1:
+            trainer.stop = True
+            again = b"press Ctrl-C again" if number == signal.SIGINT else b"a second signal is needed"
+            # Not print: the signal may have come in the middle of one.
+            os.write(2, clear + b"tinyvit: finishing this step or evaluation; " + again + b" to stop at once\n")
 
     with _on_signals(stop):
-        yield received
+        yield
 
 
 @contextmanager
-def _on_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
+def _on_signals(handler: Callable[[int, Any], None] | signal.Handlers) -> Iterator[None]:
     """Let a function answer Ctrl-C and SIGTERM."""
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -334,45 +355,52 @@ def _draw_pictures(run: Run, workers: int | None) -> str:
     some = run.dataset.validation if len(run.dataset.validation) else run.dataset.train
     files: dict[str, Callable[[Path], Any]] = {
         "curves.png": lambda path: study.draw_curves(run.metrics_path, path),
-        "attention.png": lambda path: study.draw_attention(load_trained(run.folder), _first_images(some, 6), path),
+        "attention.png": lambda path: _draw_first(load_trained(run.folder), some, path),
         "report.html": lambda path: study.write_report(run, path, workers=workers),
     }
     written, problems = [], []
     for name, write in files.items():
         try:
-            write(run.folder / name)
+            with study.busy(f"writing {name} …"):
+                write(run.folder / name)
             written.append(name)
         except (OSError, ValueError) as error:  # the run itself is good
             problems.append(f"no {name}: {error}")
     return f" ({', '.join(written + problems)})"
 
 
-def _first_images(split: Split, n: int) -> np.ndarray:
-    return study.read_rows(split, np.arange(min(n, len(split))))[0]
+def _draw_first(trained: TrainedModel, split: Split, path: Path, n: int = 6) -> None:
+    images, rows = study.read_rows(split, np.arange(min(n, len(split))))
+    said = predict(trained.model, images, trained.config.data.mean, trained.config.data.std).argmax(axis=1)
+    names = [(trained.classes[label], trained.classes[k]) for label, k in zip(split.labels[rows], said, strict=True)]
+    titles = [truth if truth == answer else f"{truth}, taken for {answer}" for truth, answer in names]
+    study.draw_attention(trained, images, path, titles)
 
 
 def _eval(options: argparse.Namespace) -> int:
     trained = load_trained(options.run, options.device)
-    with _on_signals(_interrupt):
-        try:
-            dataset = open_dataset(trained.config.to_dict(), options.data, options.offline)
-            study.check_fits(trained, dataset)
-        except (DataError, OSError):
-            if options.report and not options.data:  # what the run's files hold is worth a page
-                _report(trained, options)
-            raise
-        split = getattr(dataset, options.split)
-        scores = evaluate(trained.model, evaluation_loader(trained.config, split), options.workers)
-        if options.report:
-            _report(trained, options, dataset)
+    try:
+        dataset = open_dataset(trained.config.to_dict(), options.data, options.offline)
+        study.check_fits(trained, dataset)
+    except (DataError, OSError):
+        if options.report and not options.data:  # what the run's files hold is worth a page
+            _report(trained, options)
+        raise
+    split = getattr(dataset, options.split)
+    scores = evaluate(trained.model, evaluation_loader(trained.config, split), options.workers)
+    bad = dataset.skipped()
+    if options.report:
+        _report(trained, options, dataset)
     if options.json:
-        print(json.dumps({"data": dataset.name, "split": options.split, "images": len(split), **scores}))
+        print(json.dumps({"data": dataset.name, "split": options.split, **scores, "skipped": bad}))
     else:
-        right = round(scores["accuracy"] * len(split))
+        right = round(scores["accuracy"] * scores["images"])
         print(
-            f"{dataset.name} {options.split}: accuracy {scores['accuracy']:.2%} ({right} of {len(split)}), "
+            f"{dataset.name} {options.split}: accuracy {scores['accuracy']:.2%} ({right} of {scores['images']}), "
             f"loss {scores['loss']:.4f}"
         )
+        if bad:
+            print(f"skipped {study.describe_skipped(bad)}")
         if options.report:
             print(f"{options.report}: open it in a browser")
     return GOOD
@@ -389,26 +417,47 @@ def _report(trained: Any, options: argparse.Namespace, dataset: Any = None) -> N
 def _predict(options: argparse.Namespace) -> int:
     if options.top < 1:
         raise ConfigError(f"--top is {options.top}; it must be at least 1")
-    trained = load_trained(options.run, options.device)
-    model, data = trained.config.model, trained.config.data
-    seen = (model.channels, (model.height, model.width), data.crop_ratio, data.interpolation)
-    images = np.stack([read_image(path, *seen) for path in options.images])
-    probabilities = predict(trained.model, images, data.mean, data.std, workers=options.workers)
-    answers = top_k(probabilities, trained.classes, options.top)
     if options.attention:
         try:
-            study.draw_attention(trained, images, options.attention)
+            study.check_drawable(options.attention)
         except ImportError as error:
             raise ConfigError("--attention needs matplotlib: pip install 'tinyvit[vision]'") from error
         except ValueError as error:
             raise ConfigError(f"--attention {options.attention}: {error}") from error
+    trained = load_trained(options.run, options.device)
+    data = trained.config.data
+    images, bad = _readable(options.images, trained)
+    for problem in bad:
+        print(f"tinyvit: {problem}", file=sys.stderr)
+    if not images:
+        return BAD_DATA
+    pixels = np.stack([image for _, image in images])
+    probabilities = predict(trained.model, pixels, data.mean, data.std, workers=options.workers)
+    answers = top_k(probabilities, trained.classes, options.top)
+    said = [(str(path), top) for (path, _), top in zip(images, answers, strict=True)]
     if options.json:
-        found = [{"image": str(path), "top": top} for path, top in zip(options.images, answers, strict=True)]
-        print(json.dumps({"predictions": found}, ensure_ascii=False))
+        print(json.dumps({"predictions": [{"image": path, "top": top} for path, top in said]}, ensure_ascii=False))
     else:
-        for path, top in zip(options.images, answers, strict=True):
+        for path, top in said:
             print(f"{path}: " + ", ".join(f"{answer['class']} {answer['probability']:.1%}" for answer in top))
-    return GOOD
+    if options.attention:
+        options.attention.parent.mkdir(parents=True, exist_ok=True)
+        titles = [f"{Path(path).name}: {top[0]['class']} {top[0]['probability']:.0%}" for path, top in said]
+        study.draw_attention(trained, pixels, options.attention, titles)
+    return BAD_DATA if bad else GOOD
+
+
+def _readable(paths: Sequence[Path], trained: TrainedModel) -> tuple[list[tuple[Path, np.ndarray]], list[DataError]]:
+    """The images, as the model takes them, and what is wrong with the other files."""
+    model, data = trained.config.model, trained.config.data
+    images, bad = [], []
+    for path in paths:
+        try:
+            size = (model.height, model.width)
+            images.append((path, read_image(path, model.channels, size, data.crop_ratio, data.interpolation)))
+        except DataError as error:
+            bad.append(error)
+    return images, bad
 
 
 def _summary(options: argparse.Namespace) -> int:

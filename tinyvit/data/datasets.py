@@ -123,6 +123,11 @@ class Dataset:
         """Number of classes K; labels are 0 to K − 1."""
         return len(self.classes)
 
+    def skipped(self) -> dict[str, str]:
+        """Return path → reason of the image files that could not be used, among those looked at so far."""
+        splits = (self.train, self.validation, self.test)
+        return {str(path): why for split in splits for path, why in getattr(split.images, "bad", {}).items()}
+
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return the mean and the standard deviation of each channel of the training images.
 

@@ -187,6 +187,8 @@ def read_image(
     (1, 8, 8)
     """
     path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; give the image files in it")
     if not path.is_file():
         raise DataError(f"there is no image file {path}")
     if path.suffix == ".npy":

@@ -16,10 +16,11 @@ from tinyvit.study.explain import (
     tape,
     watch,
 )
-from tinyvit.study.pictures import draw_attention, draw_curves
+from tinyvit.study.pictures import check_drawable, draw_attention, draw_curves
+from tinyvit.study.records import describe_skipped, many
 from tinyvit.study.report import check_fits, read_rows, write_report
 from tinyvit.study.summary import Row, summary, to_markdown, to_text, totals
-from tinyvit.study.terminal import progress, results
+from tinyvit.study.terminal import busy, progress, results
 
 __all__ = [
     "EQUATIONS",
@@ -30,7 +31,10 @@ __all__ = [
     "Row",
     "Tape",
     "audit",
+    "busy",
+    "check_drawable",
     "check_fits",
+    "describe_skipped",
     "draw_attention",
     "draw_curves",
     "equations_of",
@@ -38,6 +42,7 @@ __all__ = [
     "explain_fresh",
     "explain_run",
     "explain_script",
+    "many",
     "progress",
     "read_rows",
     "results",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,29 @@ def draw_curve(axes: Any, curve: str, records: list[Record]) -> None:
         axes.legend(fontsize="small")
 
 
-def draw_attention(trained: TrainedModel, images: np.ndarray, out: str | Path) -> None:
+def check_drawable(out: str | Path) -> None:
+    """Say before the work whether a picture can be drawn into such a file.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: matplotlib writes no files of this kind.
+    """
+    known = _figure_class()().canvas.get_supported_filetypes()
+    suffix = Path(out).suffix.removeprefix(".").lower()
+    if suffix and suffix not in known:
+        raise ValueError(f"a picture is written as one of {', '.join(sorted(known))}, not as {suffix}")
+
+
+def draw_attention(
+    trained: TrainedModel, images: np.ndarray, out: str | Path, titles: Sequence[str] | None = None
+) -> None:
     """Draw images and what the pooled token reads of each patch, layer by layer, into an image file.
 
     Args:
         trained: the model and its normalisation.
         images: uint8 (n, C, H, W), of the model's size.
         out: the image file.
+        titles: what stands above each image.
 
     The maps are those of `attention_maps`, bright where attention is strong.
 
@@ -70,17 +87,18 @@ def draw_attention(trained: TrainedModel, images: np.ndarray, out: str | Path) -
         ImportError: matplotlib is not installed.
         ValueError: matplotlib writes no files of this kind.
     """
-    attention_figure(trained, images).savefig(out, dpi=120)
+    attention_figure(trained, images, titles).savefig(out, dpi=120)
 
 
-def attention_figure(trained: TrainedModel, images: np.ndarray) -> Any:
+def attention_figure(trained: TrainedModel, images: np.ndarray, titles: Sequence[str] | None = None) -> Any:
     """Return matplotlib's figure that `draw_attention` saves: a row an image, a column a layer."""
     figure_class = _figure_class()
     maps = attention_maps(trained, images)  # (n, L, rows, columns)
     n, depth = maps.shape[:2]
     height, width = images.shape[2:]
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    figure = figure_class(figsize=(1.3 * (depth + 1), 1.4 * n + 0.3), layout="constrained")
+    titled = 0.25 if titles else 0  # inches
+    figure = figure_class(figsize=(1.3 * (depth + 1), (1.4 + titled) * n + 0.3), layout="constrained")
     for row, axes in enumerate(figure.subplots(n, depth + 1, squeeze=False)):
         shown = images[row].transpose(1, 2, 0) if len(images[row]) in (3, 4) else images[row].mean(axis=0)
         axes[0].imshow(shown, cmap="gray")
@@ -92,7 +110,18 @@ def attention_figure(trained: TrainedModel, images: np.ndarray) -> Any:
             a.set_axis_off()
             if row == 0:
                 a.set_title("image" if layer == 0 else f"layer {layer}", fontsize="small")
+        if titles:
+            _set_row_title(axes[0], titles[row])
     return figure
+
+
+def _set_row_title(axes: Any, title: str) -> None:
+    """Above the row, as wide as it may be, without moving the columns: a blank line in their titles keeps its place."""
+    column = axes.get_title()
+    axes.set_title(f" \n{column}" if column else " ", fontsize="small")
+    above = (0, 17 if column else 4)
+    written = axes.annotate(title, (0, 1), above, "axes fraction", "offset points", fontsize="small", parse_math=False)
+    written.set_in_layout(False)
 
 
 def attention_maps(trained: TrainedModel, images: np.ndarray) -> np.ndarray:

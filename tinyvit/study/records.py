@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from tinyvit.data import Dataset
 from tinyvit.training.trainer import Record
 
 NAMED = 5  # so many skipped images
@@ -40,14 +39,14 @@ def median_rate(epochs: list[Record]) -> float | None:
     return statistics.median(rates) if rates else None
 
 
-def skipped(dataset: Dataset) -> dict[Any, str]:
-    """Return path → reason of the image files of a dataset that could not be used."""
-    splits = (dataset.train, dataset.validation, dataset.test)
-    return {path: reason for split in splits for path, reason in getattr(split.images, "bad", {}).items()}
+def many(n: int, word: str) -> str:
+    """Count things: 1 image, 2 images, 3 classes."""
+    plural = f"{word}es" if word.endswith("s") else f"{word}s"
+    return f"{n:,} {word if n == 1 else plural}"
 
 
-def describe_skipped(bad: dict[Any, str]) -> str:
+def describe_skipped(bad: Mapping[str, str]) -> str:
     """Say how many images were skipped, and why the first of them were."""
     shown = "; ".join(f"{path} ({reason})" for path, reason in list(bad.items())[:NAMED])
     more = f"; and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
-    return f"{len(bad):,} image{'s' if len(bad) > 1 else ''}: {shown}{more}"
+    return f"{many(len(bad), 'image')}: {shown}{more}"

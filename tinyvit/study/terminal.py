@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from tqdm import tqdm
 
+from tinyvit.engine import kernels
 from tinyvit.study.machine import peak_memory
-from tinyvit.study.records import best_epoch, describe_skipped, epochs_of, median_rate, read_metrics, skipped
+from tinyvit.study.records import best_epoch, describe_skipped, epochs_of, many, median_rate, read_metrics
 from tinyvit.training import Run, Trainer
 from tinyvit.training.trainer import Record
 
@@ -62,16 +65,19 @@ class _Bar:
     def __init__(self, trainer: Trainer):
         self.trainer, self.images = trainer, len(trainer.loader.split)
         self.looked, self.before = 0.0, 0.0  # when the loss was last read, and what it was in the epoch before
-        self.validation: dict[str, str] = {}
+        self.validation: list[str] = []
+        self.begun = False
         self.bar = tqdm(
             total=trainer.epochs * self.images,
             initial=self._seen(),
             unit=" images",
             unit_scale=True,
             smoothing=0.1,
-            dynamic_ncols=True,
-            bar_format="{desc}{percentage:3.0f}%|{bar}| {remaining} left{postfix}, {rate_noinv_fmt}",
+            bar_format="{desc}{percentage:3.0f}%|{bar}|",
+            ncols=_columns(),
         )
+        if trainer.model.device == "cpu" and kernels.to_be_compiled():
+            self.bar.set_description_str("compiling the loops, once: ")
 
     def _seen(self) -> int:
         trainer = self.trainer
@@ -83,7 +89,17 @@ class _Bar:
         if now - self.looked >= LOOK[trainer.model.device] and (running := trainer.running):
             self.looked = now
             self._look(*running)
-        self.bar.update(self._seen() - self.bar.n)
+        if self.begun:
+            self.bar.update(self._seen() - self.bar.n)
+        else:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Count from after the first step, which may compile: the time that is left is not to be told from it."""
+        self.begun = True
+        self.bar.initial = self.bar.n = self.bar.last_print_n = self._seen()
+        self.bar.unpause()
+        self.bar.refresh()
 
     def _look(self, loss: float, accuracy: float) -> None:
         """Show the loss of about the last epoch's worth of images, and this epoch's accuracy."""
@@ -96,15 +112,50 @@ class _Bar:
             return
         self.before = record["loss"]
         if "validation_accuracy" in record:
-            self.validation = {"val": f"{record['validation_accuracy']:.1%}"}
+            self.validation = [f"val={record['validation_accuracy']:.1%}"]
         self._show(record["loss"], record["train_accuracy"], record["lr"])
         self.bar.refresh()
 
     def _show(self, loss: float, accuracy: float, lr: float) -> None:
-        facts = {"loss": f"{loss:.3f}", "train": f"{accuracy:.1%}", **self.validation, "lr": f"{lr:.1e}"}
         epochs = self.trainer.epochs
-        self.bar.set_description(f"epoch {min(self.trainer.epoch + 1, epochs)}/{epochs}", refresh=False)
-        self.bar.set_postfix(facts, refresh=False)
+        epoch = f"epoch {min(self.trainer.epoch + 1, epochs)}/{epochs}: "
+        facts = [f"loss={loss:.3f}", *self.validation, f"train={accuracy:.1%}", RATE, f"lr={lr:.1e}"]
+        self.bar.ncols = _columns()
+        shown = _fitting(facts, self.bar.ncols - len(epoch) - AROUND)
+        self.bar.bar_format = ", ".join(["{desc}{percentage:3.0f}%|{bar}| {remaining} left", *shown])
+        self.bar.set_description_str(epoch, refresh=False)
+
+
+RATE = "{rate_noinv_fmt}"
+AROUND = len("100%||1:23:45 left") + 8  # what always stands there, and so much of a bar
+
+
+def _fitting(facts: list[str], room: int) -> list[str]:
+    """The first of the facts, those that matter most, as far as there is room."""
+    ends = accumulate(len(f", {fact if fact != RATE else '12.3k images/s'}") for fact in facts)
+    return [fact for fact, end in zip(facts, ends, strict=True) if end <= room]
+
+
+def _columns() -> int:
+    """The width of the terminal, less the "^C" that it writes itself."""
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        columns = 0
+    return (columns or shutil.get_terminal_size((80, 24)).columns) - 3
+
+
+@contextmanager
+def busy(doing: str) -> Iterator[None]:
+    """Say on a terminal what is being done, as long as it is."""
+    on_terminal = sys.stderr.isatty()
+    if on_terminal:
+        print(doing, end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if on_terminal:
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
 
 
 # ------------------------------------------------------------------------------------------------------------ the table
@@ -116,17 +167,17 @@ def results(run: Run) -> str:
     epochs, final = epochs_of(records), records[-1]
     facts: list[tuple[str, ...]] = []
     if "test_accuracy" in final:
-        of = f"of {len(run.dataset.test):,} images, by the last weights; nothing was chosen on them"
+        of = f"of {many(final['test_images'], 'image')}, by the last weights; nothing was chosen on them"
         facts.append(("test accuracy", f"{final['test_accuracy']:.2%} {of}"))
     if rate := median_rate(epochs):
         facts.append(("speed", f"{rate:,.0f} images/s"))
     memory = peak_memory()
     facts += [
-        ("training", f"{final['seconds']:.1f} s, {final['step']:,} step{'s' * (final['step'] != 1)}"),
+        ("training", f"{final['seconds']:.1f} s, {many(final['step'], 'step')}"),
         ("parameters", f"{run.trainer.model.num_parameters:,}"),
         ("peak memory", "unknown" if memory is None else f"{memory / 2**20:,.0f} MiB, of the process"),
     ]
-    if bad := skipped(run.dataset):
+    if bad := run.dataset.skipped():
         facts.append(("skipped", describe_skipped(bad)))
     facts.append(("files", f"config.toml, metrics.jsonl, model.safetensors, checkpoints/ in {run.folder}"))
     return "\n".join([*_aligned(_epoch_rows(epochs)), "", *_aligned(facts)])
@@ -138,14 +189,14 @@ def _epoch_rows(epochs: list[Record]) -> list[tuple[str, ...]]:
     best = best_epoch(epochs)
     rows: list[tuple[str, Record]] = []
     if best and best is not epochs[-1]:
-        rows.append(("best", best))
-    rows.append(("last" if rows or not best else "best, last", epochs[-1]))
+        rows.append((" (best)", best))
+    rows.append((" (last)" if rows else "", epochs[-1]))
     names = {"loss": "loss", "train_accuracy": "training", "validation_accuracy": "validation"}
     shown = {key: name for key, name in names.items() if key in epochs[-1]}
     table: list[tuple[str, ...]] = [("epoch", *shown.values())]
     for name, epoch in rows:
         numbers = (f"{epoch[key]:.4f}" if key == "loss" else f"{epoch[key]:.2%}" for key in shown)
-        table.append((f"{epoch['epoch']} ({name})", *numbers))
+        table.append((f"{epoch['epoch']}{name}", *numbers))
     return table
 
 

@@ -43,7 +43,11 @@ def infer(model: ViT, images: Any, workers: int | None = None) -> Any:
 
 
 def evaluate(model: ViT, loader: Loader, workers: int | None = None) -> dict[str, float]:
-    """Return {"loss", "accuracy"} over one pass: mean cross-entropy in nats, and the share in [0, 1] that is right."""
+    """Return {"images", "loss", "accuracy"} over one pass.
+
+    How many images it saw, without those that were skipped; their mean cross-entropy in nats; and the share of them,
+    in [0, 1], that is right.
+    """
     loss, right, seen = 0.0, 0, 0
     with evaluating(model):
         for images, labels in loader:
@@ -51,7 +55,7 @@ def evaluate(model: ViT, loader: Loader, workers: int | None = None) -> dict[str
             loss += ops.cross_entropy(logits, labels, reduction="sum").item()
             right += int((logits.argmax(axis=-1) == labels).sum())
             seen += len(labels)
-    return {"loss": loss / seen, "accuracy": right / seen}
+    return {"images": seen, "loss": loss / seen, "accuracy": right / seen}
 
 
 def predict(

@@ -108,6 +108,11 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to go on from."""
+        return latest_checkpoint(self.folder / "checkpoints") is not None
+
+    @property
     def _model_path(self) -> Path:
         return self.folder / "model.safetensors"
 
@@ -176,7 +181,9 @@ class Run:
         final = {"event": "final", "epoch": trainer.epoch, "step": trainer.step}
         if len(self.dataset.test):
             scores = trainer.evaluate(evaluation_loader(self.config, self.dataset.test))
-            final |= {"test_loss": scores["loss"], "test_accuracy": scores["accuracy"]}
+            final |= {f"test_{name}": score for name, score in scores.items()}
+        if bad := self.dataset.skipped():
+            final["skipped"] = bad
         final["seconds"] = round(trainer.seconds, 3)
         log(final)
         return final

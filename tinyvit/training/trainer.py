@@ -214,7 +214,7 @@ class Trainer:
         return record
 
     def evaluate(self, loader: Loader) -> dict[str, float]:
-        """Return {"loss", "accuracy"} of the weights that will be kept: the averaged ones, if there are."""
+        """Return {"images", "loss", "accuracy"} of the weights that will be kept: the averaged ones, if there are."""
         averaged = self.ema.applied() if self.ema else nullcontext()
         with averaged, precision(self.precision), np.errstate(over="ignore", invalid="ignore"):
             return evaluate(self.model, loader, self.workers)

@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinyvit.engine.backend import gpu_available
@@ -42,6 +43,17 @@ def available() -> bool:
 def in_use() -> bool:
     """Whether kernels compute the fused ops on a CPU: they are available, and nobody switched them off."""
     return _wanted and available()
+
+
+def to_be_compiled() -> bool:
+    """Whether the CPU's loops will be used and were never compiled on this machine, or not since they were changed."""
+    if not in_use():
+        return False
+    from tinyvit.engine.kernels import loops
+
+    changed = Path(loops.__file__).stat().st_mtime
+    kept = Path(loops.add_bias.stats.cache_path).glob("loops.*.nbi")
+    return not any(file.stat().st_mtime >= changed for file in kept)
 
 
 @contextmanager

@@ -40,6 +40,11 @@ class Answers:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def sampled(self) -> bool:
+        """Whether the split has more images than are looked at."""
+        return self.of > MOST_IMAGES
+
     @cached_property
     def right(self) -> np.ndarray:
         """Which answers are right."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import statistics
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -16,11 +18,11 @@ from typing import Any
 import numpy as np
 
 import tinyvit
-from tinyvit.data import DataError, Dataset, Split, digits
+from tinyvit.data import DataError, Dataset, ImageFiles, Split, digits
 from tinyvit.study.explain.values import picture, png
 from tinyvit.study.machine import machine
 from tinyvit.study.pictures import CURVES, attention_figure, draw_curve
-from tinyvit.study.records import best_epoch, describe_skipped, epochs_of, median_rate, read_metrics, skipped
+from tinyvit.study.records import best_epoch, describe_skipped, epochs_of, many, median_rate, read_metrics
 from tinyvit.study.report.answers import (
     BINS,
     Answers,
@@ -71,6 +73,19 @@ class Facts:
     def class_name(self, k: int) -> str:
         """A class as the page shows it."""
         return escape(self.trained.classes[k])
+
+    def image_name(self, row: int) -> str:
+        """What an image of the split is called: its file within the dataset's folder, or its number."""
+        images = self.split.images if self.split else None
+        return os.path.relpath(images.paths[row], self.root) if isinstance(images, ImageFiles) else f"image {row:,}"
+
+    @cached_property
+    def root(self) -> str:
+        """The folder that all files of the dataset lie in."""
+        assert self.dataset
+        splits = (self.dataset.train, self.dataset.validation, self.dataset.test)
+        ends = [end(split.images.paths) for split in splits if len(split) for end in (min, max)]
+        return os.path.commonpath(ends)
 
 
 def write_report(
@@ -177,8 +192,9 @@ def _split(dataset: Dataset, wanted: str | None) -> tuple[str, Split]:
 
 
 def _folder(path: Path) -> Path | None:
-    """The folder of the run that a model file or a checkpoint belongs to."""
-    return next((folder for folder in path.parents[:2] if (folder / "config.toml").exists()), None)
+    """The folder of the run that a model file, or a checkpoint in `checkpoints/`, belongs to."""
+    folder = path.parents[1] if path.parent.name == "checkpoints" else path.parent
+    return folder if Run.holds_run(folder) else None
 
 
 # ----------------------------------------------------------------------------------------------------------------- page
@@ -239,15 +255,10 @@ def _sentence(f: Facts) -> str:
     name = data.name if data and own else Path(f.config.data.name).stem
     return (
         f"A Vision Transformer of {f.trained.model.num_parameters:,} parameters (patches of {m.patch_size}×"
-        f"{m.patch_size} pixels, width {m.dim}, depth {m.depth}, {_many(m.num_heads, 'head')}), trained on {images} of "
-        f"<b>{escape(name)}</b> ({m.height}×{m.width} pixels, {colour}, {_many(m.num_classes, 'class')}) for "
-        f"{_many(t.epochs, 'epoch')} with {OPTIMIZERS[t.optimizer].__name__} at a peak learning rate of {t.lr:g}."
+        f"{m.patch_size} pixels, width {m.dim}, depth {m.depth}, {many(m.num_heads, 'head')}), trained on {images} of "
+        f"<b>{escape(name)}</b> ({m.height}×{m.width} pixels, {colour}, {many(m.num_classes, 'class')}) for "
+        f"{many(t.epochs, 'epoch')} with {OPTIMIZERS[t.optimizer].__name__} at a peak learning rate of {t.lr:g}."
     )
-
-
-def _many(n: int, word: str) -> str:
-    plural = f"{word}es" if word.endswith("s") else f"{word}s"
-    return f"{n:,} {word if n == 1 else plural}"
 
 
 def _notes(f: Facts) -> Iterator[str]:
@@ -262,11 +273,15 @@ def _notes(f: Facts) -> Iterator[str]:
     elif a and a.split == "validation":
         yield "Measured on the validation images."
     if a and len(a) < a.of:
-        yield f"Of {a.of:,} {a.split} images {len(a):,} were looked at, evenly spread."
+        how = "were looked at, evenly spread" if a.sampled else "could be read"
+        yield f"Of {a.of:,} {a.split} images {len(a):,} {how}."
     if path.name != "model.safetensors" and epochs:
         done, of = epochs[-1]["epoch"], f.config.training.epochs
-        yield f"The weights are those of {escape(path.name)}; the run has finished {done:,} of {_many(of, 'epoch')}."
-    if f.dataset and (bad := skipped(f.dataset)):
+        yield f"The weights are those of {escape(path.name)}; the run has finished {done:,} of {many(of, 'epoch')}."
+    bad = f.dataset.skipped() if f.dataset else {}
+    if not f.given and f.records:
+        bad = f.records[-1].get("skipped", {}) | bad
+    if bad:
         yield f"Skipped {escape(describe_skipped(bad))}."
 
 
@@ -295,6 +310,10 @@ def _figures(f: Facts) -> str:
 def _duration(seconds: float) -> str:
     minutes, hours = seconds / 60, seconds / 3600
     return f"{seconds:.1f} s" if minutes < 2 else f"{minutes:.1f} min" if hours < 2 else f"{hours:.1f} h"
+
+
+def _short(x: float) -> str:
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
 # --------------------------------------------------------------------------------------------------------------- curves
@@ -360,7 +379,7 @@ def _spoken(title: str, records: list[Record]) -> str:
         values = [epoch[key] for epoch in epochs if key in epoch]
         if values:
             said.append(f"{label or 'it'} from {values[0]:.3g} to {values[-1]:.3g}")
-    return f"{title} over {_many(len(epochs), 'epoch')}: {'; '.join(said)}"
+    return f"{title} over {many(len(epochs), 'epoch')}: {'; '.join(said)}"
 
 
 # -------------------------------------------------------------------------------------------------------------- answers
@@ -473,7 +492,7 @@ def _mistakes(f: Facts) -> str:
         return _section("No mistakes", note, _gallery(f, a, a.worst(MISTAKES // 2, right=True)))
     worst = a.worst(MISTAKES)
     wrong = int((~a.right).sum())
-    note = f"<p>{_many(wrong, 'answer')} of {len(a):,} {'is' if wrong == 1 else 'are'} wrong"
+    note = f"<p>{many(wrong, 'answer')} of {len(a):,} {'is' if wrong == 1 else 'are'} wrong"
     note += f"; these {len(worst)} have the largest loss.</p>\n" if wrong > len(worst) else ".</p>\n"
     return _section("The worst mistakes", note, _gallery(f, a, worst))
 
@@ -482,9 +501,9 @@ def _gallery(f: Facts, a: Answers, some: np.ndarray) -> str:
     assert f.split is not None
     images = f.split.images[a.rows[some]]
     figures = "".join(
-        f"<figure>{_image(image, f'image {a.rows[i]} of the {a.split} images')}"
-        f"<figcaption>{_caption(f, a, int(i))}<span>image {a.rows[i]:,}, loss {a.losses[i]:.2f}</span></figcaption>"
-        "</figure>\n"
+        f"<figure>{_image(image, f'{f.image_name(a.rows[i])} of the {a.split} images')}"
+        f"<figcaption>{_caption(f, a, int(i))}<span>{escape(f.image_name(a.rows[i]))}, loss {a.losses[i]:.2f}</span>"
+        "</figcaption></figure>\n"
         for i, image in zip(some, images, strict=True)
     )
     return f'<div class="gallery">\n{figures}</div>\n'
@@ -525,7 +544,7 @@ def _attention(f: Facts) -> str:
     for i in chosen:
         drawn = _attention_picture(f.trained, f.split.images[a.rows[[i]]])
         kind = "right" if a.right[i] else "wrong"
-        alt = escape(f"image {a.rows[i]} and the attention to its patches in {_many(depth, 'layer')}")
+        alt = escape(f"{f.image_name(a.rows[i])} and the attention to its patches in {many(depth, 'layer')}")
         figures += f'<figure class="{kind}"><div class="scroll"><img src="{drawn}" alt="{alt}"></div>'
         figures += f"<figcaption>{_caption(f, a, i)}</figcaption></figure>\n"
     looks = "the class token" if f.config.model.pool == "cls" else "the mean over all tokens"
@@ -558,9 +577,10 @@ def _times(f: Facts) -> str:
         total = epochs[-1]["seconds"]
         took = np.diff([0.0, *(epoch["seconds"] for epoch in epochs)])
         steps = epochs[-1]["step"]
-        facts.append(("training", f"{_duration(total)} for {_many(len(epochs), 'epoch')}, {_many(steps, 'step')}"))
-        facts.append(("an epoch", f"{statistics.median(took):.3g} s (median; {took.min():.3g} to {took.max():.3g})"))
-        facts.append(("a step", f"{1000 * total / steps:.3g} ms on average"))
+        facts.append(("training", f"{_duration(total)} for {many(len(epochs), 'epoch')}, {many(steps, 'step')}"))
+        middle, least, most = map(_short, (statistics.median(took), took.min(), took.max()))
+        facts.append(("an epoch", f"{middle} s (median; {least} to {most})"))
+        facts.append(("a step", f"{_short(1000 * total / steps)} ms on average"))
     if rate := median_rate(epochs):
         facts.append(("speed", f"{rate:,.0f} images/s (median of the epochs, loading included)"))
     if f.config.training.precision != "fp32":
