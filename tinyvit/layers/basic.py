@@ -45,6 +45,10 @@ class LayerNorm(Module):
         """(…, D) → (…, D)."""
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
 
+    def of_sum(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        """(x + branch, the norm of that), made in one pass over memory: twice (…, D) → twice (…, D)."""
+        return ops.add_layer_norm(x, branch, self.weight, self.bias, self.eps)
+
 
 class LayerScale(Module):
     """A learned factor for each channel, small at first: (…, D) → (…, D), `gamma` (D). Source: Touvron et al. 2021."""
