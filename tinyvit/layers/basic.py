@@ -41,13 +41,11 @@ class LayerNorm(Module):
         self.bias = Parameter(np.zeros(dim, np.float32))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, D) → (…, D)."""
+    def forward(self, x: Tensor, branch: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """(…, D) → (…, D); given a branch (…, D) too, x + branch and the norm of that, made in one pass."""
+        if branch is not None:
+            return ops.add_layer_norm(x, branch, self.weight, self.bias, self.eps)
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
-
-    def of_sum(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
-        """(x + branch, the norm of that), made in one pass over memory: twice (…, D) → twice (…, D)."""
-        return ops.add_layer_norm(x, branch, self.weight, self.bias, self.eps)
 
 
 class LayerScale(Module):

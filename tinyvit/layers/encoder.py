@@ -105,6 +105,8 @@ class EncoderLayer(Module):
 
     Source: Dosovitskiy et al. 2021, equations 2 and 3 (pre-norm). The tutorial leaves out the residuals and the
     LayerNorms. LayerScale and DropPath, where wanted, act on the two branches.
+
+    A sum is left to the norm that comes next, which makes it in the same pass over memory.
     """
 
     def __init__(
@@ -131,8 +133,14 @@ class EncoderLayer(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) → (B, N, D)."""
-        x = x + self.drop_path(_scaled(self.ls1, self.attn(self.norm1(x))))
-        return x + self.drop_path(_scaled(self.ls2, self.mlp(self.norm2(x))))
+        x, branch = self.unsummed(x)
+        return x + branch
+
+    def unsummed(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The result as the two terms of its last sum, of an input x that may be two terms too: each (B, N, D)."""
+        x, normed = (x, self.norm1(x)) if branch is None else self.norm1(x, branch)
+        x, normed = self.norm2(x, self.drop_path(_scaled(self.ls1, self.attn(normed))))
+        return x, self.drop_path(_scaled(self.ls2, self.mlp(normed)))
 
 
 def _scaled(scale: LayerScale | None, branch: Tensor) -> Tensor:
