@@ -243,7 +243,7 @@ class ViT(Module):
             if self.config.checkpoint and not last:
                 x = checkpoint(layer, x, layer.parameters())
             else:
-                x, branch = layer.unsummed(x, branch)
+                x, branch = layer(x, branch, summed=False)
         normed = self.norm(x) if branch is None else self.norm(x, branch)[1]
         return normed.astype(x.dtype)
 
