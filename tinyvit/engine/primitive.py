@@ -167,7 +167,11 @@ class Primitive:
     ) -> tuple[Tensor, ...]:
         """The results of an op that has several, each at its place in the op's one node."""
         parts = [_not_a_scalar(xp, part) for part in parts]
-        results = tuple(Tensor(part, None, _version_of(xp, part, arguments)) for part in parts)
+        of_another = [part.base is not None or any(part is array for array in arrays) for part in parts]
+        results = tuple(
+            Tensor(part, None, _version_of(xp, part, arguments) if looks else None)
+            for part, looks in zip(parts, of_another, strict=True)
+        )
         if tracked:
             node = Node(self, tuple(parents), [part.shape for part in parts], [part.dtype for part in parts])
             node.kernel = kernel
