@@ -32,6 +32,9 @@ class Reference:
         deviation = np.sqrt(np.var(x, axis=-1, keepdims=True) + eps)
         return (x - np.mean(x, axis=-1, keepdims=True)) / deviation * weight + bias
 
+    def add_layer_norm(self, x, branch, *norm, eps=1e-6):
+        return x + branch, self.layer_norm(x + branch, *norm, eps)
+
     def linear(self, x, weight, bias=None):
         return np.einsum("...i,oi->...o", x, weight) + (0 if bias is None else bias)
 

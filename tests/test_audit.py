@@ -64,7 +64,8 @@ def test_every_sample_was_looked_at_by_every_method_that_is_meant_for_it(report)
     for sample in KINKS:
         assert methods[str(sample)] == ["slopes", "choice"]
     assert {
-        "linear", "gelu", "layer_norm", "scaled_dot_product_attention", "multi_head_attention", "cross_entropy"
+        "linear", "gelu", "layer_norm", "add_layer_norm", "scaled_dot_product_attention", "multi_head_attention",
+        "cross_entropy",
     } == FUSED  # fmt: skip
 
 

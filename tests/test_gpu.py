@@ -27,6 +27,15 @@ def normal(*shape, seed=0):
     return np.random.default_rng([seed, *shape]).standard_normal(shape)
 
 
+added = tv.ops.add_layer_norm
+
+
+def both(x, branch, weight, bias):
+    """A number of each result, side by side, so that the sum's gradient comes both ways."""
+    s, norm = added(x, branch, weight, bias)
+    return tv.ops.concatenate([s, norm.astype(s.dtype)])
+
+
 def cases():
     linear, gelu, norm, attention = tv.ops.linear, tv.ops.gelu, tv.ops.layer_norm, tv.ops.multi_head_attention
     for rows, wide, out in [((2, 197), 64, 96), ((3, 5), 7, 9), ((700,), 192, 10), ((1,), 8, 8)]:
@@ -37,6 +46,17 @@ def cases():
         yield f"layer_norm {shape}", norm, [normal(*shape, 12) + 1, normal(12), normal(12)]
     yield "layer_norm, odd", norm, [normal(700, 13) + 1, normal(13), normal(13)]
     yield "layer_norm, wide", norm, [normal(5, 768) + 1, normal(768), normal(768)]
+    for rows, wide in [((3, 5), 12), ((700,), 13), ((5,), 768), ((1,), 5)]:
+        given = [normal(*rows, wide) + 1, normal(*rows, wide, seed=1), normal(wide), normal(wide)]
+        for used, of in [("both", both), ("the norm", lambda *a: added(*a)[1]), ("the sum", lambda *a: added(*a)[0])]:
+            yield f"add_layer_norm {rows} {wide}, {used} used", of, given
+    for rows, wide in [((3, 5), 16), ((70,), 13)]:  # a branch from a product, which is of 16 bits where it may be
+        given = [normal(*rows, wide) + 1, normal(*rows, wide, seed=1), np.eye(wide), normal(wide), normal(wide)]
+        yield (
+            f"add_layer_norm {rows} {wide} of a product",
+            lambda x, b, eye, *norm: both(x, linear(b, eye), *norm),
+            given,
+        )
     for shape in [(5, 10), (2, 3, 1000), (4, 1)]:
         target = np.abs(normal(*shape, seed=2))
         yield f"cross_entropy {shape}", _cross_entropy, [3 * normal(*shape), target / target.sum(-1, keepdims=True)]
@@ -83,7 +103,18 @@ def test_a_kernel_gives_its_twins_values_and_gradients(name, precision):
 
 
 @pytest.mark.parametrize(
-    "op", ["linear", "gelu", "layer_norm", "multi_head_attention", "cross_entropy", "adamw", "ema", "square_sum"]
+    "op",
+    [
+        "linear",
+        "gelu",
+        "layer_norm",
+        "add_layer_norm",
+        "multi_head_attention",
+        "cross_entropy",
+        "adamw",
+        "ema",
+        "square_sum",
+    ],
 )
 def test_the_gpu_has_a_kernel_for(op):
     assert kernels.find(op, "gpu")
@@ -124,6 +155,7 @@ def test_a_view_that_begins_anywhere_is_read_right():
         "linear (700,) 192 10",
         "gelu (40, 50, 64)",
         "layer_norm, wide",
+        "add_layer_norm (5,) 768, both used",
         "attention 2 images, 197 tokens, 3 heads of 64",
     ):
         op, arguments = CASES[name]
@@ -141,6 +173,29 @@ def test_a_view_that_begins_anywhere_is_read_right():
             results.append([t.numpy() for t in (y, *(leaf.grad for leaf in leaves))])
         for a, b in zip(*results, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max())
+
+
+@pytest.mark.parametrize("half", [None, "bfloat16", "float16"])
+@pytest.mark.parametrize("wanted", [(1, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0), (0, 0, 1), (0, 1, 0)])
+@pytest.mark.parametrize("used", [(0, 1), (0,), (1,)])
+def test_of_a_sum_and_its_norm_only_the_gradients_that_are_asked_for_are_made(half, wanted, used):
+    x, branch, weight = normal(3, 8), normal(3, 8, seed=1), normal(8)
+
+    def gradients(device, dtype, half=None):
+        leaves = [tv.tensor(a.astype(dtype), device=device) for a in (x, branch, weight)]
+        for leaf, on in zip(leaves, wanted, strict=True):
+            leaf.requires_grad = bool(on)
+        results = added(leaves[0], leaves[1].astype(half or dtype), leaves[2], leaves[2].detach())
+        if device == "gpu":
+            assert results[0].node.parents[0].kernel
+        sum((results[i] ** 3).sum() for i in used).backward()
+        assert [leaf.grad is not None for leaf in leaves] == [*map(bool, wanted)]
+        return [leaf.grad.numpy() for leaf in leaves if leaf.grad is not None]
+
+    branch = tv.tensor(branch.astype(np.float32), device="gpu").astype(half or np.float32).astype(np.float64).numpy()
+    tolerance = PRECISIONS[{"bfloat16": "bf16", "float16": "fp16", None: "fp32"}[half]]
+    for a, b in zip(gradients("gpu", np.float32, half), gradients("cpu", np.float64), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * (1 + np.abs(b).max()))
 
 
 def test_more_heads_than_a_grid_has_rows():

@@ -134,7 +134,8 @@ def test_every_kernel_of_an_op_is_tested_here():
     fused = {op.name for op in vars(nn).values() if isinstance(op, tv.Primitive) and op.fused}
     from tinyvit.engine.kernels import cpu
 
-    assert {name for name, kernel in cpu.KERNELS.items() if kernel.backward} == {op.name for op in CASES} <= fused
+    tested = {op.name for op in CASES} | {"add_layer_norm"}  # of two results: it has a chapter of its own
+    assert {name for name, kernel in cpu.KERNELS.items() if kernel.backward} == tested <= fused
     assert {name for name, kernel in cpu.KERNELS.items() if not kernel.backward} == {"adamw", "ema", "square_sum"}
 
 
@@ -527,6 +528,105 @@ def test_linear_keeps_what_the_gradients_that_are_asked_for_need():
         held = [a for a in (*y.node.saved.values(), *y.node.kernel[1]) if isinstance(a, np.ndarray)]
         places = {i for i, t in enumerate(inputs) if any(np.shares_memory(t.data, a) for a in held)}
         assert places == needed
+
+
+# ------------------------------------------------------------------------------------------ an op with two results
+
+
+def draw_added(rng, dtype, shape=(3, 5)):
+    """x, branch, weight and bias; the numbers of a row lie apart."""
+    x = (rng.standard_normal(shape) / 10 + np.arange(shape[-1])).astype(dtype)
+    return [x, *((rng.standard_normal(s) / 10).astype(dtype) for s in (shape, shape[-1:], shape[-1:]))]
+
+
+def apart(x, branch, weight, bias, eps=1e-6):
+    s = x + branch
+    return s, ops.layer_norm(s, weight, bias, eps)
+
+
+def of_both(op, arrays, used=(0, 1), wanted=(1, 1, 1, 1), **named):
+    """Both results, and the gradients of what is wanted along random cotangents of what is used."""
+    inputs = [tensor(a) if on else tv.Tensor(a) for a, on in zip(arrays, wanted, strict=True)]
+    results, rng = op(*inputs, **named), np.random.default_rng(1)
+    along = [rng.standard_normal(y.shape).astype(y.dtype) for y in results]
+    loss = sum((results[i] * along[i]).sum() for i in used)
+    gradients = tv.grad(loss, [x for x in inputs if x.requires_grad])
+    return [y.numpy() for y in (*results, *gradients)]
+
+
+@every_dtype
+@settings(max_examples=30)
+@given(rows=st.one_of(st.just(()), st.tuples(ROWS), st.tuples(SIDES, SIDES)), size=ROWS.filter(lambda n: n > 1))
+@pytest.mark.parametrize("used", [(0, 1), (1,)], ids=["both used", "the norm used"])
+def test_a_sum_and_its_norm_have_the_bits_of_two_ops_and_the_numbers_of_the_array_code(dtype, used, rows, size):
+    arrays = draw_added(np.random.default_rng(size), dtype, (*rows, size))
+    found = of_both(ops.add_layer_norm, arrays, used)
+    for a, b in zip(found, of_both(apart, arrays, used), strict=True):
+        np.testing.assert_array_equal(a, b, strict=True)
+    with kernels.switched(False):
+        alike(found, of_both(ops.add_layer_norm, arrays, used), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("on", [True, False], ids=["kernels", "array code"])
+@pytest.mark.parametrize("used", [(0, 1), (0,), (1,)])
+@pytest.mark.parametrize("wanted", [*itertools.product([0, 1], repeat=4)][1:])
+def test_of_a_sum_and_its_norm_only_some_gradients_are_asked_for(on, used, wanted):
+    arrays = draw_added(np.random.default_rng(0), np.float64)
+    if used == (0,) and not any(wanted[:2]):
+        pytest.skip("the sum depends on neither weight nor bias")
+    expected = of_both(ops.add_layer_norm, arrays, used)
+    places = [2 + i for i, on in enumerate(wanted) if on]
+    with kernels.switched(on):
+        found = of_both(ops.add_layer_norm, arrays, used, wanted)
+    alike(found, [*expected[:2], *(expected[i] for i in places)], 1e-12)
+
+
+def test_a_sum_is_kept_for_the_sweep_and_neither_its_terms_nor_its_norm():
+    gc.disable()
+    try:
+        inputs = [tensor(a) for a in draw_added(np.random.default_rng(0), np.float32)]
+        s, normed = ops.add_layer_norm(*inputs)
+        node = s.node.parents[0]
+        assert node is normed.node.parents[0]
+        assert {name for name, value in node.saved.items() if isinstance(value, np.ndarray)} == {"y0", "weight"}
+        assert node.saved["y0"] is s.data
+        assert [kept.shape for kept in node.kernel[1]] == [(3,), (3,)]
+        alive = [weakref.ref(a) for a in (s.data, normed.data, *node.kernel[1])]
+        (s * normed).sum().backward()
+        assert node.saved is node.kernel is None
+        del s, normed, node
+        assert [a() for a in alive if a() is not None] == []
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("on", [True, False], ids=["kernels", "array code"])
+@pytest.mark.parametrize(
+    ("which", "read"), [(0, None), (1, None), (2, "argument 'weight'"), (3, None), (4, "result"), (5, None)]
+)
+def test_of_a_sum_and_its_norm_only_what_the_rule_reads_may_not_be_overwritten(on, which, read):
+    inputs = [tensor(a.copy()) for a in draw_added(np.random.default_rng(0), np.float64)]
+    with kernels.switched(on):
+        results = ops.add_layer_norm(*inputs)
+        loss = sum(y.sum() for y in results)  # which needs no value of either
+        [*inputs, *results][which].detach()[...] = 7.0
+        if read:
+            with pytest.raises(
+                tv.TapeError, match=f"`add_layer_norm` saved its {read} for the backward sweep, and it was"
+            ):
+                loss.backward()
+        else:
+            loss.backward()
+
+
+def test_what_does_not_suit_the_kernel_of_a_sum_and_its_norm_is_left_to_the_array_code():
+    x, branch, weight, bias = draw_added(np.random.default_rng(0), np.float64)
+    for arrays in ([x.T[:3, :3].T, x[:, :3], *[weight[:3]] * 2], [x, branch.astype(np.float32), weight, bias]):
+        s, _ = ops.add_layer_norm(*map(tensor, arrays))
+        assert s.node.parents[0].kernel is None
+    with tv.unfused():
+        s, normed = ops.add_layer_norm(*map(tensor, (x, branch, weight, bias)))
+    assert (s.node.op, normed.node.op) == (ops.add, ops.add)
 
 
 # -------------------------------------------------------------------------------------------------------- the switch

@@ -103,6 +103,71 @@ def test_what_was_written_for_a_gpu_holds_too(test):
     test()
 
 
+test_of_a_sum_and_its_norm = test_gpu.test_of_a_sum_and_its_norm_only_the_gradients_that_are_asked_for_are_made
+
+# ----------------------------------------------------------------------------------------------- launches in a step
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The names of what is launched: kernels, and the functions of CuPy that make a pass over arrays."""
+    names, function, compute = [], gpu._function, strict_cupy._compute
+
+    def named(name, *types, **per):
+        names.append(name)
+        return function(name, *types, **per)
+
+    def computed(name, *arguments, **named):
+        names.extend([name] * (name not in ("empty", "ascontiguousarray")))
+        return compute(name, *arguments, **named)
+
+    named.cache_clear = function.cache_clear
+    monkeypatch.setattr(gpu, "_function", named)
+    monkeypatch.setattr(strict_cupy, "_compute", computed)
+    return names
+
+
+@pytest.mark.parametrize("half", [None, "bfloat16"])
+def test_a_sum_and_its_norm_are_a_pass_forward_and_a_pass_back_beside_the_sums_over_rows(launched, half):
+    arrays = [np.random.default_rng(0).standard_normal(s).astype(np.float32) for s in ((3, 8), (3, 8), (8,), (8,))]
+    inputs = [tv.tensor(a, device="gpu", requires_grad=True) for a in arrays]
+    inputs[1] = inputs[1].astype(half or np.float32)
+    along = [tv.tensor(arrays[0], device="gpu")] * 2
+
+    def launches_of(op):
+        launched.clear()
+        results = op(*inputs)
+        forward = [*launched]
+        launched.clear()
+        tv.grad(results, inputs, along)
+        return forward, [name for name in launched if name != "copy"]  # of what is handed out
+
+    def apart(x, branch, weight, bias):
+        s = x + branch
+        return s, tv.ops.layer_norm(s, weight, bias)
+
+    sums = ["norm_columns", "sum_rows"]
+    assert launches_of(tv.ops.add_layer_norm) == (["add_layer_norm"], ["add_layer_norm_backward", *sums])
+    to_half = ["astype"] if half else []
+    assert launches_of(apart) == (["add", "layer_norm"], ["layer_norm_backward", *sums, "add", *to_half])
+
+
+@pytest.mark.parametrize(("precision", "conversions"), [("fp32", 0), ("bf16", 4)])  # outside the layers
+def test_in_a_model_every_sum_of_a_residual_is_made_by_a_norm(launched, precision, conversions):
+    model = tv.ViT(tv.ViTConfig(8, 4, channels=1, num_classes=10, dim=32, depth=3, num_heads=2))
+    model.to(device="gpu")
+    images = strict_cupy.asarray(np.ones((2, 1, 8, 8), np.float32))
+    launched.clear()
+    with tv.precision(precision):
+        loss = tv.ops.cross_entropy(model(images), np.array([1, 2]))
+    assert (launched.count("add_layer_norm"), launched.count("layer_norm"), launched.count("add")) == (6, 1, 1)
+    launched.clear()
+    loss.backward()
+    assert (launched.count("add_layer_norm_backward"), launched.count("layer_norm_backward")) == (6, 1)
+    # one sum of gradients: that of the embedding, which the first norm and the first sum read
+    assert (launched.count("add"), launched.count("astype")) == (1, conversions)
+
+
 # -------------------------------------------------------------------------------------------------- a step as a graph
 
 

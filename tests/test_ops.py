@@ -98,16 +98,16 @@ FUSED = {op.name for op in vars(nn).values() if isinstance(op, tv.Primitive) and
 @pytest.mark.parametrize("sample", [s for s in SAMPLES if s.op in FUSED], ids=str)
 def test_a_fused_op_unfused_records_elementary_ops_with_the_same_value_and_gradient(sample, device):
     inputs = sample.tensors(device)
-    y = sample(*inputs)[0]
+    results = sample(*inputs)
     with tv.unfused():
-        twin = sample(*inputs)[0]
-    close(y, twin.numpy())
-    [v] = cotangents([y])
-    wanted = [x for x in inputs if x.requires_grad]
-    for g, t in zip(tv.grad(y, wanted, v, retain_graph=True), tv.grad(twin, wanted, v, retain_graph=True), strict=True):
-        close(g, t.numpy())
-    assert names_behind(y.node) & FUSED
-    assert not names_behind(twin.node) & FUSED
+        twins = sample(*inputs)
+    vs, wanted = cotangents(results), [x for x in inputs if x.requires_grad]
+    gradients = [tv.grad(ys, wanted, vs, retain_graph=True) for ys in (results, twins)]
+    for found, expected in [*zip(results, twins, strict=True), *zip(*gradients, strict=True)]:
+        close(found, expected.numpy())
+    for y, twin in zip(results, twins, strict=True):
+        assert names_behind(y.node) & FUSED
+        assert not names_behind(twin.node) & FUSED
 
 
 def names_behind(node):
@@ -563,6 +563,8 @@ ROW, COLUMN = leaf([[1.0, 2.0]]), leaf([[1.0], [2.0]])
     [
         (lambda: ops.linear(ROW, COLUMN), ValueError, r"x of shape \(1, 2\).*weight of shape \(2, 1\)"),
         (lambda: ops.layer_norm(ROW, ROW[0, :1], ROW[0]), ValueError, "differ in the last axis"),
+        (lambda: ops.add_layer_norm(ROW, ROW, ROW[0, :1], ROW[0]), ValueError, "differ in the last axis"),
+        (lambda: ops.add_layer_norm(ROW, ROW[0], ROW[0], ROW[0]), ValueError, r"x \(1, 2\) and branch \(2,\) differ"),
         (
             lambda: ops.scaled_dot_product_attention(ROW, COLUMN, COLUMN),
             ValueError,

@@ -396,6 +396,15 @@ def _(op, d):
     return call(op, eps=eps), [x, d.array(shape[-1:]), d.array(shape[-1:])]
 
 
+@case("add_layer_norm")
+def _(op, d):
+    """Steps twice are steps: see layer_norm."""
+    shape = *d.shape(dims=(0, 3)), d.number(1, 4)
+    x, branch = d.array(shape, "steps"), d.array(shape, "steps")
+    eps = 0.5 if (np.ptp(x + branch, axis=-1) == 0).any() else d.one_of(1e-6, 0.5)
+    return call(op, eps=eps), [x, branch, d.array(shape[-1:]), d.array(shape[-1:])]
+
+
 @case("scaled_dot_product_attention")
 def _(op, d):
     """Batches broadcast; there is at least one key, of at least one number."""

@@ -819,6 +819,52 @@ def test_a_rule_may_ask_for_all_results_and_is_differentiated_through_them():
         tv.gradgradcheck(f, [leaf([0.3, 0.8])])
 
 
+def test_a_rule_may_ask_for_one_of_several_results_and_nothing_else_is_kept():
+    @tv.primitive
+    def waves(xp, x, y1):
+        return xp.exp(x), xp.sin(x) * y1
+
+    @waves.gradient
+    def rule(F, gy, x, y0, y1):  # an argument's name means the argument
+        return gy[0] * y0 + gy[1] * F.cos(x) * y1, gy[1] * F.sin(x)
+
+    x, y1 = leaf([0.3, 0.8]), leaf([2.0, -1.0])
+    grown, swung = waves(x, y1)
+    assert list(grown.node.parents[0].saved) == ["x", "y0", "y1"]
+    assert grown.node.parents[0].saved["y0"] is grown.data
+    for f in (waves, lambda x, y1: waves(x, y1)[0] * y1, lambda x, y1: [y * y for y in waves(x, y1)]):
+        tv.gradcheck(f, [x, y1])
+        tv.gradgradcheck(f, [x, y1])
+    grown.detach()[0] = 9.0
+    with pytest.raises(tv.TapeError, match="`waves` saved its result for the backward sweep, and it was overwritten"):
+        swung.sum().backward()
+
+
+@pytest.mark.parametrize(("results", "says"), [(1, "one result, which is `y`"), (2, "2 results")])
+def test_a_rule_that_asks_for_a_result_that_is_not_there_is_told_so(results, says):
+    @tv.primitive
+    def copies(xp, x):
+        return (x * 1, x * 1)[:results] if results > 1 else x * 1
+
+    copies.gradients(x=lambda F, gy, y2: gy * y2)
+    with pytest.raises(tv.TapeError, match=f"a rule of `copies` asks for `y2`, and `copies` gives {says}"):
+        copies(leaf([1.0, 2.0, 3.0]))
+
+
+def test_all_results_that_a_rule_asks_for_notice_that_they_were_overwritten():
+    @tv.primitive
+    def waves(xp, x):
+        return xp.exp(x), xp.exp(x) * 2
+
+    waves.gradient(lambda F, gy, y: (gy[0] * y[0] + gy[1] * y[1],))
+    for i in (0, 1):
+        results = waves(leaf([0.3, 0.8]))
+        loss = results[1 - i].sum()
+        results[i].detach()[...] = 9.0
+        with pytest.raises(tv.TapeError, match="its result"):
+            loss.backward()
+
+
 def test_a_fused_op_with_several_results_is_differentiated_twice():
     @tv.primitive(twin=lambda F, x: (F.sin(x), F.cos(x)))
     def circle(xp, x):

@@ -140,6 +140,9 @@ class Torch:
     def layer_norm(self, x, weight, bias, eps=1e-6):
         return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
+    def add_layer_norm(self, x, branch, *norm, eps=1e-6):
+        return x + branch, self.layer_norm(x + branch, *norm, eps)
+
     def scaled_dot_product_attention(self, q, k, v, scale=None):
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
 

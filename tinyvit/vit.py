@@ -237,11 +237,15 @@ class ViT(Module):
 
     def features(self, images: Any) -> Tensor:
         """(B, C, H, W) → tokens (B, prefix + N, D) after the last norm; the class token, if any, is the first."""
-        x = self.embed(images)
+        x, branch = self.embed(images), None  # branch: what is still to be added to x, by the norm that comes next
         for layer in self.blocks:
             last = layer is self.blocks[-1]  # whose turn in the sweep comes at once: nothing is won by waiting
-            x = checkpoint(layer, x, layer.parameters()) if self.config.checkpoint and not last else layer(x)
-        return self.norm(x).astype(x.dtype)
+            if self.config.checkpoint and not last:
+                x = checkpoint(layer, x, layer.parameters())
+            else:
+                x, branch = layer(x, branch, summed=False)
+        normed = self.norm(x) if branch is None else self.norm(x, branch)[1]
+        return normed.astype(x.dtype)
 
     def embed(self, images: Any) -> Tensor:
         """(B, C, H, W) → tokens (B, prefix + N, D), with their positions, before the first layer."""

@@ -11,9 +11,9 @@
 
 `xp` is the array library of the arguments. A rule gets `F`, a namespace with NumPy's names, the gradient `gy` of the
 loss with respect to the result, and what else its parameters name: an argument, the result `y`, the shape of an
-argument (`x_shape`), or the `residue` (what the forward returned beside its result, for the rules' use). What no rule
-names, the tape does not keep. Given arrays a rule runs at once; given Tensors it is recorded, so that it can be
-differentiated again.
+argument (`x_shape`), or the `residue` (what the forward returned beside its result, for the rules' use). Of an op with
+several results `gy` and `y` are lists, and `y0`, `y1`, … one of them. What no rule names, the tape does not keep. Given
+arrays a rule runs at once; given Tensors it is recorded, so that it can be differentiated again.
 
 A fused op's forward is written against such an `F` too, in elementary ops. It is then its own readable twin, and a
 kernel of the same name (`engine/kernels`) may compute it and its gradients instead, on arrays that suit it.
@@ -82,8 +82,8 @@ class Primitive:
     def _asked_for(self, rule: Rule) -> tuple[str, ...]:
         names = tuple(inspect.signature(rule).parameters)[2:]  # all but F and gy
         known = {*_RESERVED, *self.names, *(f"{name}_shape" for name in self.names)}
-        if not known.issuperset(names):
-            raise TypeError(f"a rule of `{self.name}` asks for {sorted(set(names) - known)}; there is {sorted(known)}")
+        if unknown := {name for name in names if name not in known and _place(name) is None}:
+            raise TypeError(f"a rule of `{self.name}` asks for {sorted(unknown)}; there is {sorted(known)}")
         self.has_residue |= "residue" in names
         self.plain &= not self.has_residue
         self._plans.clear()
@@ -121,7 +121,7 @@ class Primitive:
             tracked = 0
         if type(y) is not np.ndarray:
             if isinstance(y, (tuple, list)):
-                return self._several(xp, y, residue, arguments, arrays, parents, tracked)
+                return self._several(xp, y, residue, kernel, arguments, arrays, parents, tracked)
             y = _not_a_scalar(xp, y)
         looks_at_another = y.base is not None or y is arrays[0]
         result = Tensor(y, None, _version_of(xp, y, arguments) if looks_at_another else None)
@@ -155,22 +155,30 @@ class Primitive:
         return (*bound.args, *bound.kwargs.values())
 
     def _several(
-        self, xp: Namespace, parts: Any, residue: Any, arguments: Any, arrays: Any, parents: Any, tracked: Any
+        self,
+        xp: Namespace,
+        parts: Any,
+        residue: Any,
+        kernel: Any,
+        arguments: Any,
+        arrays: Any,
+        parents: Any,
+        tracked: Any,
     ) -> tuple[Tensor, ...]:
         """The results of an op that has several, each at its place in the op's one node."""
         parts = [_not_a_scalar(xp, part) for part in parts]
-        node = None
+        of_another = [part.base is not None or any(part is array for array in arrays) for part in parts]
+        results = tuple(
+            Tensor(part, None, _version_of(xp, part, arguments) if looks else None)
+            for part, looks in zip(parts, of_another, strict=True)
+        )
         if tracked:
             node = Node(self, tuple(parents), [part.shape for part in parts], [part.dtype for part in parts])
-            self._save(node, tracked, arguments, arrays, Tensor(parts), residue)
-        return tuple(
-            Tensor(
-                part,
-                Part(node, i, part.shape, part.dtype) if node and part.dtype.kind in "fV" else None,
-                _version_of(xp, part, arguments),
-            )
-            for i, part in enumerate(parts)
-        )
+            node.kernel = kernel
+            for i, result in enumerate(results):
+                result.node = Part(node, i, result.shape, result.dtype) if result.dtype.kind in "fV" else None
+            self._save(node, tracked, arguments, arrays, results, residue)
+        return results
 
     def _save(self, node: Node, tracked: int, arguments: Any, arrays: Any, result: Any, residue: Any) -> None:
         """Keep what the rules of the tracked arguments have named, and nothing else."""
@@ -186,12 +194,15 @@ class Primitive:
                 if isinstance(argument, Tensor):
                     stamps += ((name, argument.version, argument.version[0]),)
             elif kind == "y":
-                saved[name] = result.data
-                stamps += ((name, result.version, result.version[0]),)
+                saved[name] = [part.data for part in result] if isinstance(result, tuple) else result.data
+                stamps += _stamps_of(result, name)
             elif kind == "shape":
                 saved[name] = getattr(arrays[i], "shape", ())
             elif kind == "residue":
                 saved[name] = residue
+            elif kind == "part":
+                saved[name] = self._part_of(result, i, name).data
+                stamps += _stamps_of(result[i], name)
             elif kind == "shapes":
                 saved[name] = [array.shape for array in arrays[:i]]
             else:
@@ -201,6 +212,13 @@ class Primitive:
                 )
         node.saved = saved
         node.stamps = stamps
+
+    def _part_of(self, results: Any, i: int | None, name: str) -> Tensor:
+        count = len(results) if isinstance(results, tuple) else 0
+        if i is None or i >= count:
+            gives = f"{count} results" if count else "one result, which is `y`"
+            raise TapeError(f"a rule of `{self.name}` asks for `{name}`, and `{self.name}` gives {gives}")
+        return results[i]
 
     def _plan(self, tracked: list[int]) -> tuple[tuple[str, str, int | None], ...]:
         """(name, kind, where) of each value to save when these arguments carry a gradient; worked out once."""
@@ -214,6 +232,8 @@ class Primitive:
                 plan.append((name, "argument", places[name]))
             elif name in _RESERVED:
                 plan.append((name, name, -len(self.names) or None))
+            elif (place := _place(name)) is not None:
+                plan.append((name, "part", place))
             else:
                 plan.append((name, "shape", places[name.removesuffix("_shape")]))
         return tuple(plan)
@@ -232,7 +252,7 @@ class Primitive:
 
     def pull_back(self, node: Node, gy: Any, wanted: Container[Node], F: Any) -> list[tuple[Node, Any]]:
         """The gradients of the arguments whose nodes are wanted, from the gradient gy of the result."""
-        if isinstance(gy, list):
+        if isinstance(gy, list) and not (F is None and node.kernel):
             gy = self._fill(gy, node, F)
         if F is not None and self.twin and not self.fused:
             return self._pull_back_twin(node, gy, wanted, F)
@@ -266,7 +286,7 @@ class Primitive:
         """Raise TapeError if a saved value was overwritten since it was saved."""
         for name, version, then in node.stamps:
             if version[0] != then:
-                what = "its result" if name == "y" else f"its argument '{name}'"
+                what = f"its argument '{name}'" if name in self.names or name.isdigit() else "its result"
                 raise TapeError(
                     f"`{self.name}` saved {what} for the backward sweep, and it was overwritten since "
                     "(by item assignment or an optimizer step): overwrite a copy, or sweep first"
@@ -293,12 +313,12 @@ class Primitive:
         tensors = dict(values)
         versions = {name: version for name, version, _ in node.stamps}
         if isinstance(values.get("y"), list):
-            tensors["y"] = [
-                Tensor(part, Part(node, i, part.shape, part.dtype) if part.dtype.kind in "fV" else None)
-                for i, part in enumerate(values["y"])
-            ]
+            tensors["y"] = [_part_on_tape(part, node, i, versions[f"y{i}"]) for i, part in enumerate(values["y"])]
         elif "y" in values:
             tensors["y"] = Tensor(values["y"], node, versions["y"])
+        for name in values:
+            if name not in self.names and (place := _place(name)) is not None:
+                tensors[name] = _part_on_tape(values[name], node, place, versions[name])
         if "inputs" in values:
             tensors["inputs"] = tuple(
                 _on_tape(value, parent, versions.get(f"{i}"))
@@ -361,6 +381,23 @@ def _not_a_scalar(xp: Namespace, y: Any) -> Any:
 def _on_tape(value: Any, parent: Node | None, version: list[int] | None) -> Any:
     """A saved array as the Tensor it came from: at its place, and still noticing when it is overwritten."""
     return Tensor(value, parent, version) if hasattr(value, "dtype") else value
+
+
+def _part_on_tape(value: Any, whole: Node, place: int, version: list[int]) -> Tensor:
+    """One of several results, saved, as a Tensor at its place in the op's node."""
+    return Tensor(value, Part(whole, place, value.shape, value.dtype) if value.dtype.kind in "fV" else None, version)
+
+
+def _place(name: str) -> int | None:
+    """Which of several results a rule means: 0 by `y0`; None by anything else."""
+    return int(name[1:]) if name[0] == "y" and name[1:].isdecimal() else None
+
+
+def _stamps_of(result: Any, name: str) -> tuple[tuple[str, list[int], int], ...]:
+    """(name, version, version now) of a result, or of each of several, so that overwriting it is noticed."""
+    if isinstance(result, tuple):
+        return tuple((f"{name}{i}", part.version, part.version[0]) for i, part in enumerate(result))
+    return ((name, result.version, result.version[0]),)
 
 
 def _version_of(xp: Namespace, y: Any, arguments: Sequence[Any]) -> list[int] | None:

@@ -41,8 +41,10 @@ class LayerNorm(Module):
         self.bias = Parameter(np.zeros(dim, np.float32))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, D) → (…, D)."""
+    def forward(self, x: Tensor, branch: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """(…, D) → (…, D); given a branch (…, D) too, x + branch and the norm of that, made in one pass."""
+        if branch is not None:
+            return ops.add_layer_norm(x, branch, self.weight, self.bias, self.eps)
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
 
 

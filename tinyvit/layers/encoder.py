@@ -105,6 +105,9 @@ class EncoderLayer(Module):
 
     Source: Dosovitskiy et al. 2021, equations 2 and 3 (pre-norm). The tutorial leaves out the residuals and the
     LayerNorms. LayerScale and DropPath, where wanted, act on the two branches.
+
+    A sum is made by the norm that comes next, in its own pass over memory. So a layer may be given its input as two
+    terms, x and a branch, and with `summed=False` gives its result as two: the next layer's norm makes the sum then.
     """
 
     def __init__(
@@ -129,10 +132,12 @@ class EncoderLayer(Module):
         self.ls2 = LayerScale(dim, layer_scale) if layer_scale else None
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) → (B, N, D)."""
-        x = x + self.drop_path(_scaled(self.ls1, self.attn(self.norm1(x))))
-        return x + self.drop_path(_scaled(self.ls2, self.mlp(self.norm2(x))))
+    def forward(self, x: Tensor, branch: Tensor | None = None, summed: bool = True) -> Tensor | tuple[Tensor, Tensor]:
+        """(B, N, D) → (B, N, D), of x or of x + branch; two terms of that shape where it is not to be summed."""
+        x, normed = (x, self.norm1(x)) if branch is None else self.norm1(x, branch)
+        x, normed = self.norm2(x, self.drop_path(_scaled(self.ls1, self.attn(normed))))
+        branch = self.drop_path(_scaled(self.ls2, self.mlp(normed)))
+        return x + branch if summed else (x, branch)
 
 
 def _scaled(scale: LayerScale | None, branch: Tensor) -> Tensor:

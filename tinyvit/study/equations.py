@@ -147,6 +147,10 @@ def _norm(rule: str = "", *lines: str) -> Code:
     return Code("tinyvit.engine.ops.nn:layer_norm", rule, lines)
 
 
+def _norm_of_sum(rule: str = "", *lines: str) -> Code:
+    return Code("tinyvit.engine.ops.nn:add_layer_norm", rule, lines)
+
+
 _PACKED = _all_heads("qkv", "return"), Code("tinyvit.engine.ops.indexing:_getitem", "x")  # Q, K and V were cut out
 _OF_EACH_HEAD = _all_heads("qkv", "parts =")
 _STANDARDIZED = Code("tinyvit.engine.ops.nn:_standardized")
@@ -651,6 +655,7 @@ EQUATIONS: tuple[Equation, ...] = (
             Code("tinyvit.layers.basic:LayerNorm.forward"),
             _norm("", "normed", "return"),
             _STANDARDIZED,
+            _norm_of_sum("", "s =", "return"),
         ),
     ),
     Equation(
@@ -662,7 +667,7 @@ EQUATIONS: tuple[Equation, ...] = (
         r"\hat{x} \, \frac{1}{D} \sum_i g_i \hat{x}_i\right), "
         r"\quad g = \gamma \odot \frac{\partial L}{\partial y}",
         (17,),
-        (_norm("x", "n, scale =", "g =", "gx =", "return"), _STANDARDIZED),
+        (_norm("x", "n, scale =", "g =", "gx =", "return"), _STANDARDIZED, _norm_of_sum("x", "through_norm, ")),
     ),
     Equation(
         "S17",
@@ -671,7 +676,7 @@ EQUATIONS: tuple[Equation, ...] = (
         None,
         r"\frac{\partial L}{\partial \gamma} = \sum_{b,n} \frac{\partial L}{\partial y_n^b} \odot \hat{x}_n^b",
         (17,),
-        (_norm("weight", "n, scale =", "return"), _SUMMED),
+        (_norm("weight", "n, scale =", "return"), _SUMMED, _norm_of_sum("weight", "through_norm, ")),
     ),
     Equation(
         "S18",
@@ -680,7 +685,7 @@ EQUATIONS: tuple[Equation, ...] = (
         None,
         r"\frac{\partial L}{\partial \beta} = \sum_{b,n} \frac{\partial L}{\partial y_n^b}",
         (17,),
-        (_norm("bias", "return"), _SUMMED),
+        (_norm("bias", "return"), _SUMMED, _norm_of_sum("bias", "through_norm, ")),
     ),
     Equation(
         "S19",
@@ -691,6 +696,7 @@ EQUATIONS: tuple[Equation, ...] = (
         (17,),
         (
             Code("tinyvit.layers.encoder:EncoderLayer.forward"),
+            _norm_of_sum("", "s =", "return"),
             Code("tinyvit.engine.ops.elementwise:add"),
         ),
     ),
@@ -706,6 +712,8 @@ EQUATIONS: tuple[Equation, ...] = (
             Code("tinyvit.engine.ops.elementwise:add", "a"),
             Code("tinyvit.engine.ops.elementwise:add", "b"),
             Code("tinyvit.engine.tape:_add", lines=("present +=", "total = present")),
+            _norm_of_sum("x", "gs = gs"),
+            _norm_of_sum("branch", "gs = gs"),
         ),
     ),
     Equation(

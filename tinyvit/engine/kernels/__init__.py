@@ -22,9 +22,11 @@ class Kernel(NamedTuple):
     """How one op is computed on one device.
 
     Attributes:
-        forward: f(*arguments) gives (result, residue), or None where the arguments do not suit it.
+        forward: f(*arguments) gives (result, residue), or None where the arguments do not suit it; the result of an op
+            that has several is a tuple.
         backward: f(gy, needed, saved, *residue) gives a gradient for each argument whose position is in `needed`; saved
-            is {name: value} of what the op's rules have named. None for what is no op (an optimizer's update).
+            is {name: value} of what the op's rules have named. Of several results gy is a list, with None for a result
+            that was not used. None for what is no op (an optimizer's update).
     """
 
     forward: Callable[..., Any]

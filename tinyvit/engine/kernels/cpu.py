@@ -82,10 +82,33 @@ def _layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Residu
 
 
 def _layer_norm_backward(gy: Any, needed: set[int], saved: Saved, mean: Any, rstd: Any) -> Gradients:
-    x, weight = saved["x"], saved["weight"]
+    return _norm_gradients(None, gy, saved["x"], saved["weight"], mean, rstd)
+
+
+def _add_layer_norm(x: Any, branch: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Residue] | None:
+    fits = _suit(x, branch, weight, bias) and x.shape == branch.shape and x.shape[-1:] == weight.shape == bias.shape
+    if not fits:
+        return None
+    s, y = np.empty_like(x), np.empty_like(x)
+    mean, rstd = np.empty(x.shape[:-1], x.dtype), np.empty(x.shape[:-1], x.dtype)
+    out = _rows(s), _rows(y), mean.reshape(-1), rstd.reshape(-1)
+    loops.add_layer_norm(_rows(x), _rows(branch), weight, bias, float(eps), *out)
+    return (s, y), (mean, rstd)
+
+
+def _add_layer_norm_backward(gy: Any, needed: set[int], saved: Saved, mean: Any, rstd: Any) -> Gradients:
+    gs, gnorm = gy
+    gnorm = np.zeros_like(saved["y0"]) if gnorm is None else gnorm
+    gs, gweight, gbias = _norm_gradients(gs, gnorm, saved["y0"], saved["weight"], mean, rstd)
+    return gs, gs, gweight, gbias
+
+
+def _norm_gradients(gs: Any, gy: Any, x: Any, weight: Any, mean: Any, rstd: Any) -> Gradients:
+    """The gradients of x, weight and bias, where gs comes to x beside its norm."""
     gx, gweight, gbias = np.empty_like(x), np.empty_like(weight), np.empty_like(weight)
+    gs = None if gs is None else _rows(np.ascontiguousarray(gs))
     rows = _rows(np.ascontiguousarray(gy)), _rows(x)
-    loops.layer_norm_backward(*rows, weight, mean.reshape(-1), rstd.reshape(-1), _rows(gx), gweight, gbias)
+    loops.layer_norm_backward(gs, *rows, weight, mean.reshape(-1), rstd.reshape(-1), _rows(gx), gweight, gbias)
     return gx, gweight, gbias
 
 
@@ -184,6 +207,7 @@ KERNELS = {
     "linear": Kernel(_linear, _linear_backward),
     "gelu": Kernel(_gelu, _gelu_backward),
     "layer_norm": Kernel(_layer_norm, _layer_norm_backward),
+    "add_layer_norm": Kernel(_add_layer_norm, _add_layer_norm_backward),
     "scaled_dot_product_attention": Kernel(_attention, _attention_backward),
     "multi_head_attention": Kernel(_multi_head, _multi_head_backward),
 }

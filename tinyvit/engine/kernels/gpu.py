@@ -36,6 +36,8 @@ _TEMPLATES = {  # how many of a kernel's types vary, and how many numbers it may
     "gelu_backward": (1, ()),
     "layer_norm": (2, (1, 4)),
     "layer_norm_backward": (2, (1, 4)),
+    "add_layer_norm": (2, (1, 4)),
+    "add_layer_norm_backward": (2, (1, 4)),
     "norm_columns": (2, (1, 4)),
     "sum_rows": (1, (1, 8)),
     "softmax": (1, ()),
@@ -238,19 +240,60 @@ def _layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Residu
 
 def _layer_norm_backward(gy: Any, needed: set[int], saved: Saved, mean: Any, rstd: Any) -> Gradients:
     x, weight, gy = _ready(saved["x"]), _ready(saved["weight"]), _ready(gy)
-    width, rows, types = x.shape[-1], mean.size, (x.dtype.name, gy.dtype.name)
-    per, gx, gradients = _by_fours(width), None, (None, None)
+    width, rows, gx = x.shape[-1], mean.size, None
     if 0 in needed:
         gx = _empty(x.shape, x.dtype)
         arguments = (gy, x, weight, mean, rstd, gx, np.int64(rows), np.int32(width))
-        _function("layer_norm_backward", *types, per=per)(*_warps(rows), arguments)
-    if needed & {1, 2}:
-        partial = _empty((-(-rows // STRETCH), 2 * width), np.float32)
-        grid = -(-width // (32 * per)), len(partial)
-        sizes = np.int64(rows), np.int32(width), np.int64(STRETCH)
-        _function("norm_columns", *types, per=per)(grid, (32, 8), (gy, x, mean, rstd, partial, *sizes))
-        gradients = sum_rows(partial).reshape(2, width)
-    return gx, *gradients
+        function = _function("layer_norm_backward", x.dtype.name, gy.dtype.name, per=_by_fours(width))
+        function(*_warps(rows), arguments)
+    return gx, *(_norm_columns(gy, x, mean, rstd) if needed & {1, 2} else (None, None))
+
+
+def _norm_columns(gy: Any, x: Any, mean: Any, rstd: Any) -> Any:
+    """The gradients of a norm's weight and bias, one after the other: (2, D)."""
+    width, rows, per = x.shape[-1], mean.size, _by_fours(x.shape[-1])
+    partial = _empty((-(-rows // STRETCH), 2 * width), np.float32)
+    grid = -(-width // (32 * per)), len(partial)
+    sizes = np.int64(rows), np.int32(width), np.int64(STRETCH)
+    function = _function("norm_columns", x.dtype.name, gy.dtype.name, per=per)
+    function(grid, (32, 8), (gy, x, mean, rstd, partial, *sizes))
+    return sum_rows(partial).reshape(2, width)
+
+
+def _add_layer_norm(x: Any, branch: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Residue] | None:
+    if not _suit(x, branch, weight, bias) or not x.dtype == weight.dtype == bias.dtype == np.float32:
+        return None
+    halves = {branch.dtype.name, _computed_in(x)} - {"float32"}
+    if x.shape != branch.shape or not x.shape[-1:] == weight.shape == bias.shape or len(halves) > 1:
+        return None
+    s, y, width = _empty(x.shape, x.dtype), _empty(x.shape, _computed_in(x)), x.shape[-1]
+    mean, rstd = _empty(x.shape[:-1], np.float32), _empty(x.shape[:-1], np.float32)
+    given = _ready(x), _ready(branch), _ready(weight), _ready(bias), np.float32(eps)
+    arguments = (*given, s, y, mean, rstd, np.int64(mean.size), np.int32(width))
+    _function("add_layer_norm", branch.dtype.name, y.dtype.name, per=_by_fours(width))(*_warps(mean.size), arguments)
+    return (s, y), (mean, rstd, branch.dtype)
+
+
+def _add_layer_norm_backward(gy: Any, needed: set[int], saved: Saved, mean: Any, rstd: Any, dtype: Any) -> Gradients:
+    gs, gnorm = (None if g is None else _ready(g) for g in gy)
+    if gnorm is None:
+        nothing = namespace_on("gpu").zeros(saved["weight"].shape, np.float32)
+        return gs, astype(gs, dtype), nothing, nothing
+    s, weight, gx, gbranch = saved["y0"], _ready(saved["weight"]), None, None
+    if needed & {0, 1}:
+        apart = 1 in needed and dtype != np.float32  # else the gradient of x is that of the branch too
+        gx = _empty(s.shape, np.float32) if 0 in needed or not apart else None
+        gbranch = _empty(s.shape, dtype) if apart else None
+        sizes, given = (np.int64(mean.size), np.int32(s.shape[-1])), (gnorm, s, weight, mean, rstd)
+        arguments = (_or_null(gs), *given, _or_null(gx), _or_null(gbranch), *sizes)
+        function = _function("add_layer_norm_backward", dtype.name, gnorm.dtype.name, per=_by_fours(s.shape[-1]))
+        function(*_warps(mean.size), arguments)
+        gbranch = gbranch if apart else gx
+    return gx, gbranch, *(_norm_columns(gnorm, s, mean, rstd) if needed & {2, 3} else (None, None))
+
+
+def _or_null(x: Any) -> Any:
+    return np.uint64(0) if x is None else x
 
 
 def _by_fours(width: int) -> int:
@@ -363,8 +406,7 @@ def _cross_entropy(logits: Any, target: Any) -> tuple[Any, Residue] | None:
 def _cross_entropy_backward(gy: Any, needed: set[int], saved: Saved, kept: Any) -> Gradients:
     logits, target, classes = saved["logits"], saved["target"], saved["logits"].shape[-1]
     glogits, gtarget = _empty(logits.shape, np.float32), _empty(logits.shape, np.float32) if 1 in needed else None
-    null = np.uint64(0)
-    given = _ready(gy), logits, target, kept, glogits, null if gtarget is None else gtarget, np.int32(classes)
+    given = _ready(gy), logits, target, kept, glogits, _or_null(gtarget), np.int32(classes)
     _function("cross_entropy_backward")((len(kept),), (_row_block(classes),), given)
     return glogits, gtarget
 
@@ -476,6 +518,7 @@ KERNELS = {
     "linear": Kernel(_linear, _linear_backward),
     "gelu": Kernel(_gelu, _gelu_backward),
     "layer_norm": Kernel(_layer_norm, _layer_norm_backward),
+    "add_layer_norm": Kernel(_add_layer_norm, _add_layer_norm_backward),
     "multi_head_attention": Kernel(_multi_head, _multi_head_backward),
 }
 

@@ -126,48 +126,73 @@ __global__ void survivors(T *out, float p, unsigned long long key, const unsigne
 
 // ------------------------------------------------------------------------------------------------------- layer norm
 
-// A warp a row: y = (x − mean) · rstd · weight + bias, and the row's mean and rstd. Numbers are read by fours where the
-// width allows (PER = 4), else one by one.
-template <class X, class Y, int PER>
-__global__ void layer_norm(const X *x, const float *weight, const float *bias, float eps, Y *y, float *mean,
-                           float *rstd, size rows, int width) {
-    size row = thread() / 32;
-    if (row >= rows) return;
-    x += row * width, y += row * width;
-    int first = threadIdx.x % 32 * PER;
-    float sum = 0;
-    for (int i = first; i < width; i += 32 * PER) {
-        auto v = load(Pack<X, PER>(), x, i);
-        for (int j = 0; j < PER; j++) sum += (float)v.at[j];
-    }
+// Call f(i) where each pack of a warp's row begins. Numbers are read by fours where the width allows (PER = 4), else one
+// by one.
+template <int PER, class F>
+__device__ inline void along_row(int width, F f) {
+    for (int i = threadIdx.x % 32 * PER; i < width; i += 32 * PER) f(i);
+}
+
+// What is left of a row's norm when a thread has summed its numbers: y = (x − mean) · rstd · weight + bias, mean and rstd.
+template <int PER, class X, class Y>
+__device__ inline void norm_row(float sum, const X *x, const float *weight, const float *bias, float eps, Y *y,
+                                float *mean, float *rstd, int width) {
     float m = sum_over_warp(sum) / width;
     float squares = 0;
-    for (int i = first; i < width; i += 32 * PER) {
+    along_row<PER>(width, [&](int i) {
         auto v = load(Pack<X, PER>(), x, i);
         for (int j = 0; j < PER; j++) squares += ((float)v.at[j] - m) * ((float)v.at[j] - m);
-    }
+    });
     float r = rsqrtf(sum_over_warp(squares) / width + eps);
-    if (threadIdx.x % 32 == 0) mean[row] = m, rstd[row] = r;
-    for (int i = first; i < width; i += 32 * PER) {
+    if (threadIdx.x % 32 == 0) *mean = m, *rstd = r;
+    along_row<PER>(width, [&](int i) {
         auto v = load(Pack<X, PER>(), x, i);
         auto w = load(Pack<float, PER>(), weight, i), b = load(Pack<float, PER>(), bias, i);
         Pack<Y, PER> out;
         for (int j = 0; j < PER; j++) out.at[j] = (Y)(((float)v.at[j] - m) * r * w.at[j] + b.at[j]);
         store(y, i, out);
-    }
+    });
 }
 
-// With n = (x − mean)·rstd and g = ∂L/∂y·weight: ∂L/∂x = rstd · (g − mean g − n · mean(g·n)). A warp a row; the
-// sums over rows of ∂L/∂y·n and ∂L/∂y are made elsewhere (norm_columns).
+// A warp a row: y = (x − mean) · rstd · weight + bias, and the row's mean and rstd.
 template <class X, class Y, int PER>
-__global__ void layer_norm_backward(const Y *gy, const X *x, const float *weight, const float *mean, const float *rstd,
-                                    X *gx, size rows, int width) {
+__global__ void layer_norm(const X *x, const float *weight, const float *bias, float eps, Y *y, float *mean,
+                           float *rstd, size rows, int width) {
     size row = thread() / 32;
     if (row >= rows) return;
-    x += row * width, gy += row * width, gx += row * width;
-    int first = threadIdx.x % 32 * PER;
-    float m = mean[row], r = rstd[row], sum = 0, product = 0;
-    for (int i = first; i < width; i += 32 * PER) {
+    x += row * width;
+    float sum = 0;
+    along_row<PER>(width, [&](int i) {
+        auto v = load(Pack<X, PER>(), x, i);
+        for (int j = 0; j < PER; j++) sum += (float)v.at[j];
+    });
+    norm_row<PER>(sum, x, weight, bias, eps, y + row * width, mean + row, rstd + row, width);
+}
+
+// s = x + branch, and the same of s. A thread reads again only what it has written itself.
+template <class B, class Y, int PER>
+__global__ void add_layer_norm(const float *x, const B *branch, const float *weight, const float *bias, float eps,
+                               float *s, Y *y, float *mean, float *rstd, size rows, int width) {
+    size row = thread() / 32;
+    if (row >= rows) return;
+    x += row * width, branch += row * width, s += row * width;
+    float sum = 0;
+    along_row<PER>(width, [&](int i) {
+        auto v = load(Pack<float, PER>(), x, i);
+        auto b = load(Pack<B, PER>(), branch, i);
+        for (int j = 0; j < PER; j++) v.at[j] += (float)b.at[j], sum += v.at[j];
+        store(s, i, v);
+    });
+    norm_row<PER>(sum, s, weight, bias, eps, y + row * width, mean + row, rstd + row, width);
+}
+
+// With n = (x − mean)·rstd and g = ∂L/∂y·weight, write(i, numbers) gets ∂L/∂x = rstd · (g − mean g − n · mean(g·n)). The
+// sums over rows of ∂L/∂y·n and ∂L/∂y are made elsewhere (norm_columns).
+template <int PER, class X, class Y, class F>
+__device__ inline void norm_row_backward(const Y *gy, const X *x, const float *weight, float m, float r, int width,
+                                         F write) {
+    float sum = 0, product = 0;
+    along_row<PER>(width, [&](int i) {
         auto v = load(Pack<X, PER>(), x, i);
         auto g = load(Pack<Y, PER>(), gy, i);
         auto w = load(Pack<float, PER>(), weight, i);
@@ -175,16 +200,51 @@ __global__ void layer_norm_backward(const Y *gy, const X *x, const float *weight
             float scaled = (float)g.at[j] * w.at[j];
             sum += scaled, product += scaled * ((float)v.at[j] - m) * r;
         }
-    }
+    });
     sum = sum_over_warp(sum) / width, product = sum_over_warp(product) / width;
-    for (int i = first; i < width; i += 32 * PER) {
+    along_row<PER>(width, [&](int i) {
         auto v = load(Pack<X, PER>(), x, i);
         auto g = load(Pack<Y, PER>(), gy, i);
         auto w = load(Pack<float, PER>(), weight, i);
+        Pack<float, PER> out;
         for (int j = 0; j < PER; j++)
-            v.at[j] = (X)(r * ((float)g.at[j] * w.at[j] - sum - ((float)v.at[j] - m) * r * product));
-        store(gx, i, v);
-    }
+            out.at[j] = r * ((float)g.at[j] * w.at[j] - sum - ((float)v.at[j] - m) * r * product);
+        write(i, out);
+    });
+}
+
+template <class T, int PER>
+__device__ inline void store_as(T *x, size i, Pack<float, PER> numbers) {
+    Pack<T, PER> out;
+    for (int j = 0; j < PER; j++) out.at[j] = (T)numbers.at[j];
+    store(x, i, out);
+}
+
+template <class X, class Y, int PER>
+__global__ void layer_norm_backward(const Y *gy, const X *x, const float *weight, const float *mean, const float *rstd,
+                                    X *gx, size rows, int width) {
+    size row = thread() / 32, start = row * width;
+    if (row >= rows) return;
+    norm_row_backward<PER>(gy + start, x + start, weight, mean[row], rstd[row], width,
+                           [&](int i, auto out) { store_as(gx, start + i, out); });
+}
+
+// The same of s = x + branch, and to it ∂L/∂s as it came to the sum itself (gs, null where nothing came): the gradient of x
+// and of branch, each in its numbers. gx may be null, and gbranch too, where the other is enough.
+template <class B, class Y, int PER>
+__global__ void add_layer_norm_backward(const float *gs, const Y *gy, const float *s, const float *weight,
+                                        const float *mean, const float *rstd, float *gx, B *gbranch, size rows,
+                                        int width) {
+    size row = thread() / 32, start = row * width;
+    if (row >= rows) return;
+    norm_row_backward<PER>(gy + start, s + start, weight, mean[row], rstd[row], width, [&](int i, auto out) {
+        if (gs) {
+            auto beside = load(out, gs, start + i);
+            for (int j = 0; j < PER; j++) out.at[j] += beside.at[j];
+        }
+        if (gx) store(gx, start + i, out);
+        if (gbranch) store_as(gbranch, start + i, out);
+    });
 }
 
 // Sums over rows, in rounds: each block (32 × 8 threads) sums a stretch of rows, for 32 · PER columns, and the next launch

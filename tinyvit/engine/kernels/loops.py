@@ -24,6 +24,7 @@ ROWS = 64
 # A loop vectorizes only where a sum may be taken in any order (reassoc), a zero division is no exception (error_model)
 # and nothing raises. Neither nnan nor ninf: with them a NaN may come out as a number, and training looks for NaNs.
 loop = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp", "afn"})
+inlined = numba.njit(inline="always")  # into a loop: called for a row, it would ask anew whether arrays overlap
 # Where the order written matters: reassoc would fold LN2's two parts into one, and make Adam's v of g² + β₂(v − g²).
 as_written = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 
@@ -231,47 +232,71 @@ def square_sum(x):
 # ---------------------------------------------------------------------------------------------------------- layer norm
 
 
+@inlined
+def _norm_row(row, weight, bias, eps, out):
+    """out = (row − mean) · rstd · weight + bias with rstd = 1/√(var + eps); return mean and rstd."""
+    size = row.dtype.type(row.size)
+    total = row.dtype.type(0)
+    for d in range(row.size):
+        total += row[d]
+    centre = total / size
+    total = row.dtype.type(0)
+    for d in range(row.size):
+        total += (row[d] - centre) * (row[d] - centre)
+    scale = row.dtype.type(1) / math.sqrt(total / size + eps)
+    for d in range(row.size):
+        out[d] = (row[d] - centre) * scale * weight[d] + bias[d]
+    return centre, scale
+
+
 @loop
 def layer_norm(x, weight, bias, eps, y, mean, rstd):
     """y = (x − mean) · rstd · weight + bias, rstd = 1/√(var + eps): x, y (R, D), weight, bias (D), mean, rstd (R)."""
-    size = x.dtype.type(x.shape[1])
     eps = x.dtype.type(eps)
     for r in range(x.shape[0]):
-        row, out = x[r], y[r]
-        total = x.dtype.type(0)
-        for d in range(row.size):
-            total += row[d]
-        centre = total / size
-        total = x.dtype.type(0)
-        for d in range(row.size):
-            total += (row[d] - centre) * (row[d] - centre)
-        scale = x.dtype.type(1) / math.sqrt(total / size + eps)
-        for d in range(row.size):
-            out[d] = (row[d] - centre) * scale * weight[d] + bias[d]
-        mean[r] = centre
-        rstd[r] = scale
+        mean[r], rstd[r] = _norm_row(x[r], weight, bias, eps, y[r])
 
 
 @loop
-def layer_norm_backward(gy, x, weight, mean, rstd, gx, gweight, gbias):
-    """gx = rstd · (g − mean g − n · mean(g·n)), gweight = Σ gy·n, gbias = Σ gy with g = gy · weight."""
-    size = x.dtype.type(x.shape[1])
+def add_layer_norm(x, branch, weight, bias, eps, s, y, mean, rstd):
+    """s = x + branch, and y the layer_norm of s, row by row while it is in the cache: as `layer_norm`, all (R, D)."""
+    eps = x.dtype.type(eps)
+    for r in range(x.shape[0]):
+        for d in range(x.shape[1]):
+            s[r, d] = x[r, d] + branch[r, d]
+        mean[r], rstd[r] = _norm_row(s[r], weight, bias, eps, y[r])
+
+
+@inlined
+def _norm_row_backward(g, row, weight, centre, scale, out, part_weight, part_bias):
+    """out = scale · (g·weight − mean(g·weight) − n · mean(g·weight·n)); g·n and g are added to the parts."""
+    size = row.dtype.type(row.size)
+    mean_g, mean_gn = row.dtype.type(0), row.dtype.type(0)
+    for d in range(row.size):
+        n = (row[d] - centre) * scale
+        part_weight[d] += g[d] * n
+        part_bias[d] += g[d]
+        mean_g += g[d] * weight[d]
+        mean_gn += g[d] * weight[d] * n
+    mean_g /= size
+    mean_gn /= size
+    for d in range(row.size):
+        out[d] = scale * (g[d] * weight[d] - mean_g - (row[d] - centre) * scale * mean_gn)
+
+
+@loop
+def layer_norm_backward(gs, gy, x, weight, mean, rstd, gx, gweight, gbias):
+    """gx = gs + rstd · (g − mean g − n · mean(g·n)), gweight = Σ gy·n, gbias = Σ gy with g = gy · weight.
+
+    gs is what comes to x beside its norm, (R, D); None where nothing does, which is compiled apart.
+    """
     part_weight, part_bias = np.zeros_like(gweight), np.zeros_like(gbias)
     total_weight, total_bias = np.zeros(gweight.size), np.zeros(gbias.size)
     for r in range(x.shape[0]):
-        row, g, out = x[r], gy[r], gx[r]
-        centre, scale = mean[r], rstd[r]
-        mean_g, mean_gn = x.dtype.type(0), x.dtype.type(0)
-        for d in range(row.size):
-            n = (row[d] - centre) * scale
-            part_weight[d] += g[d] * n
-            part_bias[d] += g[d]
-            mean_g += g[d] * weight[d]
-            mean_gn += g[d] * weight[d] * n
-        mean_g /= size
-        mean_gn /= size
-        for d in range(row.size):
-            out[d] = scale * (g[d] * weight[d] - mean_g - (row[d] - centre) * scale * mean_gn)
+        _norm_row_backward(gy[r], x[r], weight, mean[r], rstd[r], gx[r], part_weight, part_bias)
+        if gs is not None:
+            for d in range(x.shape[1]):
+                gx[r, d] += gs[r, d]
         if r % ROWS == ROWS - 1:
             _move(part_weight, total_weight)
             _move(part_bias, total_bias)

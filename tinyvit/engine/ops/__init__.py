@@ -43,6 +43,7 @@ from tinyvit.engine.ops.elementwise import (
 from tinyvit.engine.ops.indexing import getitem, scatter_add, take
 from tinyvit.engine.ops.linalg import einsum, matmul
 from tinyvit.engine.ops.nn import (
+    add_layer_norm,
     cross_entropy,
     drop_path,
     dropout,
@@ -72,13 +73,14 @@ from tinyvit.engine.ops.shapes import (
 )
 
 __all__ = [
-    "abs", "add", "argmax", "astype", "bitwise_and", "bitwise_or", "broadcast_to", "clip", "concatenate", "cos",
-    "cross_entropy", "divide", "drop_path", "dropout", "einsum", "equal", "erf", "exp", "expand_dims", "flip", "gelu",
-    "getitem", "greater", "greater_equal", "invert", "isfinite", "layer_norm", "less", "less_equal", "linear", "log",
-    "log1p", "log_softmax", "logsumexp", "matmul", "max", "maximum", "mean", "min", "minimum", "multi_head_attention",
-    "multiply", "negative", "not_equal", "pad", "power", "relu", "reshape", "scaled_dot_product_attention",
-    "scatter_add", "sigmoid", "sign", "sin", "softmax", "split", "sqrt", "square", "squeeze", "stack", "subtract",
-    "sum", "swapaxes", "take", "tanh", "to_device", "transpose", "var", "where", "zeros_like",
+    "abs", "add", "add_layer_norm", "argmax", "astype", "bitwise_and", "bitwise_or", "broadcast_to", "clip",
+    "concatenate", "cos", "cross_entropy", "divide", "drop_path", "dropout", "einsum", "equal", "erf", "exp",
+    "expand_dims", "flip", "gelu", "getitem", "greater", "greater_equal", "invert", "isfinite", "layer_norm", "less",
+    "less_equal", "linear", "log", "log1p", "log_softmax", "logsumexp", "matmul", "max", "maximum", "mean", "min",
+    "minimum", "multi_head_attention", "multiply", "negative", "not_equal", "pad", "power", "relu", "reshape",
+    "scaled_dot_product_attention", "scatter_add", "sigmoid", "sign", "sin", "softmax", "split", "sqrt", "square",
+    "squeeze", "stack", "subtract", "sum", "swapaxes", "take", "tanh", "to_device", "transpose", "var", "where",
+    "zeros_like",
 ]  # fmt: skip
 
 

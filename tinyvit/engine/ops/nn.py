@@ -167,6 +167,28 @@ def _layer_norm_rule(F, gy, x, weight, eps):
     return gx, gy * n, gy
 
 
+@primitive(fused=True)
+def add_layer_norm(F, x, branch, weight, bias, eps=1e-6):
+    """(s, layer_norm(s)) of the sum s = x + branch: x and branch (…, D), weight and bias (D) → (…, D) twice.
+
+    What a residual layer makes of a branch, and the next branch begins with. Apart they are two passes over memory, and
+    in the backward sweep, where both results send a gradient to s, three.
+    """
+    if x.shape != branch.shape:
+        raise ValueError(f"add_layer_norm: x {x.shape} and branch {branch.shape} differ: they must have one shape")
+    s = x + branch
+    return s, layer_norm.forward(F, s, weight, bias, eps)
+
+
+@add_layer_norm.gradient
+def _add_layer_norm_rule(F, gy, y0, weight, eps):
+    """∂L/∂x and ∂L/∂branch are ∂L/∂s: what came to s itself, and through its norm."""
+    gs, gnorm = gy
+    through_norm, gweight, gbias = _layer_norm_rule(F, gnorm, y0, weight, eps)
+    gs = gs + through_norm
+    return gs, gs, gweight, gbias
+
+
 # ----------------------------------------------------------------------------------------------------------- attention
 
 

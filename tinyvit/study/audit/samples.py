@@ -345,10 +345,16 @@ for shape in [(3,), (2, 3), (2, 2, 3), (0, 3)]:
     sample("linear", shape, (2, 3), (2,))
     sample("linear", shape, (2, 3))
     sample("layer_norm", shape, (3,), (3,))
+    sample("add_layer_norm", shape, shape, (3,), (3,))
 sample("layer_norm", (2, 4), (4,), (4,), eps=0.5)
 sample("layer_norm", given([[300.0, -200.0, 90.0]]), (3,), (3,), case="squares that float16 does not hold")
 sample("layer_norm", (4,), f=lambda F, x: F.layer_norm(x, x, x), case="an argument given thrice")
 sample("layer_norm", (4,), f=lambda F, x: F.layer_norm(F.sin(x), x, x * x), case="arguments made of one another")
+sample("add_layer_norm", (2, 4), (2, 4), (4,), (4,), eps=0.5)
+sample("add_layer_norm", (2, 4), (2, 4), (4,), (4,), f=lambda F, *inputs: F.add_layer_norm(*inputs)[1], case="the norm")
+sample("add_layer_norm", given([[300.0, -200.0, 90.0]]), (1, 3), (3,), (3,), case="squares that float16 does not hold")
+sample("add_layer_norm", (4,), f=lambda F, x: F.add_layer_norm(x, x * x, x, F.sin(x)),
+       case="arguments made of one another")  # fmt: skip
 for q, k, v in [
     ((2, 3), (3, 3), (3, 2)), ((2, 1, 2), (2, 2, 2), (2, 2, 3)), ((2, 1, 2, 2), (2, 1, 2, 2), (2, 1, 2, 2)),
     ((2, 2, 2), (3, 2), (1, 3, 2)), ((0, 2, 2), (0, 2, 2), (0, 2, 2)),
@@ -405,6 +411,7 @@ sample("matmul", (2, 3, 17, 16), (2, 3, 16, 17))
 sample("einsum", (2, 3, 17, 8), (2, 3, 17, 8), f=lambda F, q, k: F.einsum("bhnd,bhmd->bhnm", q, k), case="scores")
 sample("linear", (4, 17, 48), (96, 48), (96,))
 sample("layer_norm", (4, 17, 48), (48,), (48,))
+sample("add_layer_norm", (4, 17, 48), (4, 17, 48), (48,), (48,))
 sample("scaled_dot_product_attention", (2, 3, 17, 16), (2, 3, 17, 16), (2, 3, 17, 16))
 sample("multi_head_attention", (2, 17, 144), num_heads=3)
 sample("cross_entropy", (16, 100), given(np.arange(0, 96, 6), int), label_smoothing=0.1, reduction="none")
@@ -443,6 +450,7 @@ NOT_DIFFERENTIABLE = {step.op for step in STEPS}
 # Every op has samples that are empty and that are a single number (0-d), but for
 AXES = "needs an axis"
 WITHOUT = {
+    ("add_layer_norm", "0-d"): AXES,
     ("concatenate", "0-d"): "joins along an axis",
     ("cross_entropy", "0-d"): "needs an axis of classes",
     ("drop_path", "0-d"): "drops along the first axis",
