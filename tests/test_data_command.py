@@ -207,6 +207,8 @@ def test_scan_finds_every_fault_that_was_put_in(data, photos):
     assert code == 1
     assert "32 images looked at, 2 of them cannot be used" in out
     assert "named.jpg is mislabelled: its contents are PNG" in out
+    assert "the same image under two labels: 1, 1 of them above" in out
+    assert out.count("flower/china.png") == 1
     assert "passed over: 1" in out
     code, out, err = data("scan", photos, "--list")
     assert (code, err) == (1, "")

@@ -223,10 +223,8 @@ def bad(tmp_path):
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_bad_image_is_named_with_the_reason_and_what_to_do(bad, name, photos):
-    images = ImageFiles([photos[0], bad / name], Reading(image_size=8))
-    message = (
-        f"{name} {BAD[name][1]}.*; mend it or move it .*, or train with --on-bad-image skip: `tinyvit data scan` lists"
-    )
+    images = ImageFiles([photos[0], bad / name] * 50, Reading(image_size=8))
+    message = f"{name} {BAD[name][1]}.*; mend it .*, or train with --on-bad-image skip, .*: `tinyvit data scan` lists"
     for ask in (lambda: images[1], lambda: images[:], lambda: images.read([0, 1])):
         with pytest.raises(DataError, match=message):
             ask()
@@ -243,6 +241,14 @@ def test_a_missing_file_and_a_folder(tmp_path):
         ImageFiles([tmp_path / "nowhere.png"])[0]
     with pytest.raises(DataError, match=r"folder\.png has a damaged head: .*Is a directory"):
         ImageFiles([tmp_path / "folder.png"])[0]
+
+
+def test_skipping_is_no_advice_where_not_one_may_be_skipped(bad):
+    images = ImageFiles([bad / "empty.png"] * 99)
+    with pytest.raises(
+        DataError, match=r"empty\.png is empty; mend it or move it out of the dataset: `tinyvit data scan`"
+    ):
+        images[0]
 
 
 def test_skipped_images_are_black_and_counted(bad, photos):

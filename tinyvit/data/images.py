@@ -158,7 +158,8 @@ class ImageFiles:
         return DataError(f"{few}: {'; '.join(named[:SHOWN] + more)}; `tinyvit data scan --list` names them all")
 
     def _refused(self, path: Path, reason: str) -> DataError:
-        skip = ", or train with --on-bad-image skip" if self.reading.on_bad_image == "raise" else ""
+        may_skip = self.reading.on_bad_image == "raise" and BAD_SHARE * self.among >= 1
+        skip = f", or train with --on-bad-image skip, good for up to {BAD_SHARE:.0%} of all" if may_skip else ""
         return DataError(
             f"{path} {reason}; mend it or move it out of the dataset{skip}: `tinyvit data scan` lists all such files"
         )

@@ -291,13 +291,16 @@ class Scan:
         """Return it as lines to read: how many of each fault, and the first few of them."""
         lines = [f"{self.name}: {self.images:,} images looked at, {len(self.unreadable):,} of them cannot be used"]
         lines += _few([f"{name} {reason}" for name, reason in self.unreadable.items()])
-        for title, groups in (
-            ("in several splits", self.leaks),
-            ("twice in a class of a split", self.duplicates),
-            ("under two labels", self.contradictions),
+        both = [group for group in self.contradictions if group in self.leaks]
+        for title, groups, above in (
+            ("in several splits", self.leaks, []),
+            ("twice in a class of a split", self.duplicates, []),
+            ("under two labels", self.contradictions, both),
         ):
-            lines.append(f"the same image {title}: {len(groups):,}")
-            lines += _few([" = ".join(group) for group in groups])
+            lines.append(
+                f"the same image {title}: {len(groups):,}" + (f", {len(above):,} of them above" if above else "")
+            )
+            lines += _few([" = ".join(group) for group in groups if group not in above])
         named = {"of one colour": self.constant}
         if self.in_files:
             named[f"with a side under {TINY} pixels"] = self.tiny
