@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -126,7 +127,9 @@ class Dataset:
     def skipped(self) -> dict[str, str]:
         """Return path → reason of the image files that could not be used, among those looked at so far."""
         splits = (self.train, self.validation, self.test)
-        return {str(path): why for split in splits for path, why in getattr(split.images, "bad", {}).items()}
+        return {
+            os.path.abspath(path): why for split in splits for path, why in getattr(split.images, "bad", {}).items()
+        }
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return the mean and the standard deviation of each channel of the training images.
