@@ -22,6 +22,7 @@ from PIL import Image
 import tinyvit as tv
 from tinyvit import cli
 from tinyvit.data import Split, digits
+from tinyvit.engine import kernels
 from tinyvit.study import terminal
 from tinyvit.study.records import describe_skipped
 from tinyvit.training import CheckpointError, ConfigError, load_checkpoint, load_trained, predict, save_checkpoint
@@ -209,6 +210,40 @@ def test_the_bar_shows_the_loss_of_about_an_epochs_worth_of_images(monkeypatch):
         trainer.epoch, trainer.running = 1, (1.0, 0.75)
         on_step(trainer)
     assert shown == [(4.0, 0.25, 1e-3), (3.0, 0.5, 1e-3), (0.25 * 1.0 + 0.75 * 3.0, 0.75, 1e-3)]
+
+
+def test_the_time_that_is_left_is_not_told_from_the_first_step(monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    loader = type("Loader", (), {"split": range(40), "batch_size": 10, "__len__": lambda self: 4})()
+    model = SimpleNamespace(device="cpu")
+    trainer = SimpleNamespace(model=model, loader=loader, epochs=9, epoch=0, batch=0, running=(4.0, 0.25), lr=1e-3)
+    shown = terminal._Bar(trainer)
+    with shown.bar as bar:
+        bar.start_t -= 3600
+        bar.last_print_t -= 3600  # an hour of compiling
+        trainer.batch = 1
+        shown.on_step(trainer)
+        assert (bar.n, bar.initial) == (10, 10)
+        assert bar.format_dict["elapsed"] < 60
+
+
+def test_loops_are_to_be_compiled_until_there_is_a_cache_younger_than_they_are(tmp_path, monkeypatch):
+    loops = pytest.importorskip("tinyvit.engine.kernels.loops", reason="Numba is not installed", exc_type=ImportError)
+    monkeypatch.setattr(loops, "add_bias", SimpleNamespace(stats=SimpleNamespace(cache_path=tmp_path)))
+    with kernels.switched(True):
+        assert kernels.to_be_compiled()
+        (tmp_path / "loops.add_bias-1.py3.nbi").touch()
+        assert not kernels.to_be_compiled()
+        os.utime(tmp_path / "loops.add_bias-1.py3.nbi", (0, 0))
+        assert kernels.to_be_compiled()
+    with kernels.switched(False):
+        assert not kernels.to_be_compiled()
+
+
+def test_what_matters_most_fits_80_columns():
+    facts = ["loss=1.984", "val=80.4%", "train=66.4%", terminal.RATE, "lr=1.0e-03"]
+    room = [columns - 3 - len("epoch 12/40: ") - terminal.AROUND for columns in (40, 80, 100, 120)]
+    assert [terminal._fitting(facts, r) for r in room] == [[], facts[:3], facts[:4], facts]
 
 
 def test_a_gpu_is_not_waited_for_at_every_step(monkeypatch):
@@ -427,6 +462,33 @@ def test_a_signal_after_training_leaves_a_complete_run_without_a_report(tinyvit,
     command = re.search("write its report with: (.*)", err)[1]
     assert tinyvit(*shlex.split(command)[1:])[0] == 0
     assert (tmp_path / "r" / "report.html").read_text().endswith("</html>\n")
+
+
+ENTRY = """
+import atexit, os, signal, sys, types
+import tinyvit_command
+
+class Importing:  # the signal comes in the middle of an import
+    def find_spec(self, name, *rest):
+        os.kill(os.getpid(), NUMBER)
+
+WHEN
+tinyvit_command.main()
+"""
+ENDING = """
+sys.modules["tinyvit"] = types.SimpleNamespace(cli=types.SimpleNamespace(main=lambda: 128 + NUMBER))
+atexit.register(os.kill, os.getpid(), NUMBER)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("when", "said"), [("sys.meta_path.insert(0, Importing())", "tinyvit: interrupted\n"), (ENDING, "")]
+)
+def test_a_signal_while_the_command_starts_or_ends_gives_its_exit_code_and_no_traceback(number, when, said):
+    code = ENTRY.replace("WHEN", when).replace("NUMBER", str(int(number)))
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + number, "", said)
 
 
 @pytest.mark.slow

@@ -454,10 +454,10 @@ def test_skipped_images_are_named(tmp_path, run):
 
     test = run.dataset.test
     images = test.images.view(Images)
-    images.bad = {"a<b>.png": "it is no image"}
+    images.bad = {tmp_path / "a<b>.png": "it is no image"}
     data = dataclasses.replace(run.dataset, test=Split(images, test.labels))
     text = write_report(run.folder, tmp_path / "r.html", data=data).read_text()
-    assert "Skipped 1 image: a&lt;b&gt;.png (it is no image)." in text
+    assert f"Skipped 1 image: {tmp_path}/a&lt;b&gt;.png (it is no image)." in text
 
 
 # ------------------------------------------------------------------------------------------------------------- the file

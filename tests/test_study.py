@@ -11,7 +11,7 @@ import tinyvit as tv
 from tinyvit.data import preprocess
 from tinyvit.engine import tape
 from tinyvit.study import draw_attention, draw_curves
-from tinyvit.study.pictures import attention_maps
+from tinyvit.study.pictures import attention_figure, attention_maps
 from tinyvit.training import Config, DataConfig, TrainedModel
 
 # -------------------------------------------------------------------------------------------------- attention maps
@@ -110,6 +110,19 @@ def test_attention_is_drawn_as_a_row_an_image_and_a_column_a_layer(tmp_path, cha
     thirds = np.array_split((pixels.max(axis=2) - pixels.min(axis=2)) > 30, 3, axis=1)  # where there is colour
     assert all(third.any() for third in thirds[1:])
     assert thirds[0].any() == (channels >= 3)
+
+
+def test_a_row_of_attention_is_titled_as_its_image_is_called_without_moving_the_columns():
+    trained = trained_model()
+    images = images_for(trained, 2)
+    titles = ["cat", "a rather long $name, taken for one that is longer"]
+    figure = attention_figure(trained, images, titles)
+    assert [text.get_text() for axes in figure.axes for text in axes.texts] == titles
+    figure.draw_without_rendering()
+    first, second = (axes.get_position() for axes in (figure.axes[0], figure.axes[3]))
+    assert (first.x0, first.width) == pytest.approx((second.x0, second.width))
+    box = figure.axes[0].get_position()
+    assert box.width > 0.25  # a third of the figure, less its margins
 
 
 def test_attention_of_a_model_without_layers_is_drawn_as_the_images_alone(tmp_path):

@@ -427,10 +427,10 @@ def _predict(options: argparse.Namespace) -> int:
     trained = load_trained(options.run, options.device)
     data = trained.config.data
     images, bad = _readable(options.images, trained)
+    if bad and (options.debug or not images):
+        raise bad[0]
     for problem in bad:
         print(f"tinyvit: {problem}", file=sys.stderr)
-    if not images:
-        return BAD_DATA
     pixels = np.stack([image for _, image in images])
     probabilities = predict(trained.model, pixels, data.mean, data.std, workers=options.workers)
     answers = top_k(probabilities, trained.classes, options.top)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -125,8 +126,8 @@ class Dataset:
 
     def skipped(self) -> dict[str, str]:
         """Return path → reason of the image files that could not be used, among those looked at so far."""
-        splits = (self.train, self.validation, self.test)
-        return {str(path): why for split in splits for path, why in getattr(split.images, "bad", {}).items()}
+        found = [getattr(split.images, "bad", {}) for split in (self.train, self.validation, self.test)]
+        return {os.path.abspath(path): reason for bad in found for path, reason in bad.items()}
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return the mean and the standard deviation of each channel of the training images.
