@@ -141,10 +141,10 @@ class Watch:
 def watched(model):
     watch, names, inside = Watch(), layer_names(model), [""]
 
-    def call(layer, *arguments):
+    def call(layer, *arguments, **named):
         inside.append(names[layer])
         first = Leaf((), np.float32).number
-        result = layer.forward(*arguments)
+        result = layer.forward(*arguments, **named)
         watch.spans.append((first, Leaf((), np.float32).number, inside.pop()))
         return result
 

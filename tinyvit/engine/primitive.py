@@ -286,7 +286,8 @@ class Primitive:
         """Raise TapeError if a saved value was overwritten since it was saved."""
         for name, version, then in node.stamps:
             if version[0] != then:
-                what = f"its argument '{name}'" if name in self.names or name.isdigit() else "its result"
+                is_result = name == "y" or (_place(name) is not None and name not in self.names)
+                what = "its result" if is_result else f"its argument '{name}'"
                 raise TapeError(
                     f"`{self.name}` saved {what} for the backward sweep, and it was overwritten since "
                     "(by item assignment or an optimizer step): overwrite a copy, or sweep first"
