@@ -425,9 +425,9 @@ def weights(folder):
 @pytest.mark.parametrize(
     ("stage", "signals", "code", "epochs"),
     [
-        ("step", [signal.SIGINT], 130, 0),
+        pytest.param("step", [signal.SIGINT], 130, 0, marks=pytest.mark.slow),
         ("step", [signal.SIGINT, signal.SIGINT], 130, 0),
-        ("validation", [signal.SIGTERM], 143, 1),
+        pytest.param("validation", [signal.SIGTERM], 143, 1, marks=pytest.mark.slow),
         ("validation", [signal.SIGTERM, signal.SIGINT], 130, 0),
     ],
 )
@@ -449,8 +449,14 @@ def test_a_signal_in_training_loses_nothing_that_a_resumed_run_does_not_make_aga
     assert [record["event"] for record in records] == ["epoch", "epoch", "final"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("stage", ["test", "report", "writing"])
+@pytest.mark.parametrize(
+    ("stage", "number"),
+    [
+        pytest.param(stage, number, marks=[] if (stage, number) == ("writing", signal.SIGINT) else pytest.mark.slow)
+        for stage in ("test", "report", "writing")
+        for number in (signal.SIGINT, signal.SIGTERM)
+    ],
+)
 def test_a_signal_after_training_leaves_a_complete_run_without_a_report(tinyvit, undisturbed, tmp_path, stage, number):
     code, out, err = signalled(stage, tmp_path / "r", number)
     assert code == 128 + number
