@@ -27,16 +27,15 @@ def _unit(images: Array) -> Array:
     return images.astype(np.float32) / np.float32(255)
 
 
-def _normalise(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
-    channels = images.shape[1]
+def _normal(channels: int, mean: Sequence[float], std: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each channel, (C, 1, 1)."""
     if len(mean) != channels or len(std) != channels or min(std) <= 0:
         raise DataError(
             f"images of {channels} channels need {channels} means and as many standard deviations above 0, "
             f"but mean is {tuple(mean)} and std is {tuple(std)}"
         )
-    xp = namespace_of(images)
-    centre, spread = (xp.asarray(np.array(value, np.float32).reshape(-1, 1, 1)) for value in (mean, std))
-    return (images - centre) / spread
+    centre, spread = (np.array(value, np.float32).reshape(-1, 1, 1) for value in (mean, std))
+    return centre, spread
 
 
 def preprocess(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
@@ -55,7 +54,9 @@ def preprocess(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) 
     >>> preprocess(np.full((1, 1, 1, 2), 255, np.uint8), mean=[0.5], std=[0.25])
     array([[[[2., 2.]]]], dtype=float32)
     """
-    return _normalise(_unit(images), mean, std)
+    unit = _unit(images)
+    centre, spread = _normal(unit.shape[1], mean, std)
+    return (unit - centre) / spread
 
 
 class Loader:
@@ -115,7 +116,7 @@ class Loader:
         if drop_last and len(split) < batch_size:
             few = f"{len(split)} images make no whole batch of {batch_size}"
             raise DataError(f"{few}: lower batch_size or turn drop_last off")
-        preprocess(split.images[:1], mean, std)  # a wrong mean or std is told here, not in the first epoch
+        self._normals = {"cpu": _normal(split.images.shape[1], mean, std)}  # device: what is subtracted, and divided by
         self.split, self.batch_size, self.mean, self.std = split, batch_size, mean, std
         self.classes, self.shuffle, self.drop_last, self.seed = classes, shuffle, drop_last, seed
         self.augment = tuple(augment) if isinstance(augment, Sequence) else (augment,) if augment else ()
@@ -173,7 +174,15 @@ class Loader:
         if mixings:
             chosen = mixings[int(rng.integers(len(mixings)))] if len(mixings) > 1 else mixings[0]
             images, labels = chosen(images, self._shares(labels), rng)
-        return _normalise(images, self.mean, self.std), labels
+        centre, spread = self._normal_on(namespace_of(images))
+        return (images - centre) / spread, labels
+
+    def _normal_on(self, xp: Any) -> tuple[Array, Array]:
+        """Copied to a device once, and not with every batch."""
+        if xp.device not in self._normals:
+            centre, spread = self._normals["cpu"]
+            self._normals[xp.device] = xp.asarray(centre), xp.asarray(spread)
+        return self._normals[xp.device]
 
     def _read(self, epoch: int, index: int, order: np.ndarray) -> Batch:
         rows = order[index * self.batch_size : (index + 1) * self.batch_size]
