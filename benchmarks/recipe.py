@@ -23,6 +23,7 @@ from typing import Any
 import _common
 import numpy as np
 
+import tinyvit as tv
 from tinyvit.training.config import Config, merge, open_dataset, read_toml, resolve
 from tinyvit.training.flat import decays
 from tinyvit.training.run import evaluation_loader, make_schedule, make_trainer
@@ -49,7 +50,6 @@ def tinyvit_run(recipe: Path, seed: int, folder: Path) -> dict[str, Any]:
 def pytorch_run(recipe: Path, seed: int) -> dict[str, Any]:
     """Train the same model on the same batches; seconds are those of the steps, as in tinyvit's record."""
     import torch
-    from peers.pytorch import Model
     from torch.nn import functional as F
 
     config, dataset = resolved(recipe, seed)
@@ -57,8 +57,7 @@ def pytorch_run(recipe: Path, seed: int) -> dict[str, Any]:
     t, schedule, loader = config.training, make_schedule(config, len(trainer.loader)), trainer.loader
     if (t.optimizer, t.ema) != ("adamw", 0):
         raise SystemExit("the twin in PyTorch knows AdamW without averaged weights")
-    model = Model(config.model, checkpoint=False)
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in trainer.model.state_dict().items()})
+    model = twin(trainer.model)
     names = {name for name, p in trainer.model.named_parameters() if decays(p)}
     groups = [
         {"params": [p for n, p in model.named_parameters() if (n in names) == decays], "weight_decay": decay}
@@ -88,6 +87,38 @@ def pytorch_run(recipe: Path, seed: int) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "epochs": t.epochs,
     }
+
+
+def twin(ours: tv.ViT) -> Any:
+    """Return the same model in PyTorch, with the same weights; class token and learned positions as it has them."""
+    import torch
+    from peers.pytorch import Model
+
+    c = ours.config
+
+    class Twin(Model):
+        def forward(self, x: Any) -> Any:
+            x = self.patch_embed["proj"](x).flatten(2).transpose(1, 2)
+            if c.class_token:
+                x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+            x = x + self.pos_embed
+            for block in self.blocks:
+                x = block(x)
+            x = self.norm(x)
+            return self.head(x[:, 0] if c.pool == "cls" else x[:, c.num_prefix_tokens :].mean(1))
+
+    model = Twin(c, checkpoint=False)
+    if not c.class_token:
+        del model.cls_token
+    table = torch.from_numpy(ours.pos_embed.table.numpy().copy())
+    if c.position == "learned":
+        model.pos_embed = torch.nn.Parameter(table)
+    else:
+        del model.pos_embed
+        model.register_buffer("pos_embed", table, persistent=False)
+    state = ours.state_dict()
+    model.load_state_dict({name: torch.from_numpy(state[name]) for name in model.state_dict()})
+    return model
 
 
 def _accuracy(model: Any, loader: Any) -> float:

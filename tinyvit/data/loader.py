@@ -138,7 +138,8 @@ class Loader:
             start: the first batch to give, 0 to ``len(self)``; at ``len(self)`` the epoch is over.
 
         Yields:
-            ``(images, labels)``: float32 ``(B, C, H, W)``, normalised, and int64 ``(B,)``.
+            ``(images, labels)``: float32 ``(B, C, H, W)``, normalised, and int64 ``(B,)``, or where an augmentation
+            mixes targets, shares of the classes, float32 ``(B, classes)``.
 
         Raises:
             DataError: where `epoch` or `start` is out of range; at once, not at the first batch.
@@ -165,7 +166,16 @@ class Loader:
         return _ahead(reads) if isinstance(self.split.images, ImageFiles) else (read() for read in reads)
 
     def finish(self, images: Array, labels: Array, epoch: int, index: int) -> tuple[Array, Array]:
-        """Augment and normalise the batch of this number, on the device of its images."""
+        """Augment and normalise a batch of `raw`, on the device of its images.
+
+        Args:
+            images: uint8 ``(B, C, H, W)``.
+            labels: int64 ``(B,)``.
+            epoch, index: which batch it is; what is random in it depends on them and the seed.
+
+        Returns:
+            What `epoch` yields.
+        """
         images, rng = _unit(images), self._generator(epoch, AUGMENT, index)
         for step in self.augment:
             if not isinstance(step, Mixing) and not self._crops_files(step):

@@ -1,0 +1,28 @@
+"""The twin in PyTorch that benchmarks/recipe.py trains beside a recipe computes the recipe's own model."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tinyvit as tv
+
+pytest.importorskip("torch", reason="PyTorch, the peer, is not installed")
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+@pytest.mark.parametrize("position", ["sincos", "learned"])
+def test_the_twin_starts_as_the_recipes_model(monkeypatch, pool, position):
+    import torch
+
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "benchmarks")
+    twin = importlib.import_module("recipe").twin
+    shape = {"image_size": 8, "patch_size": 4, "channels": 1, "num_classes": 3, "dim": 16, "depth": 2, "num_heads": 2}
+    config = tv.ViTConfig(**shape, pool=pool, class_token=pool == "cls", position=position)
+    ours, rng = tv.ViT(config, np.random.default_rng(0)), np.random.default_rng(1)
+    ours.load_state_dict({k: v + 0.3 * rng.standard_normal(v.shape) for k, v in ours.state_dict().items()})
+    images = rng.standard_normal((5, 1, 8, 8)).astype(np.float32)
+    with torch.no_grad():
+        theirs = twin(ours)(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(ours(images).numpy(), theirs, atol=1e-5)
