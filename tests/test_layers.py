@@ -22,9 +22,10 @@ from tinyvit.layers import (
     Parameter,
     PatchEmbedding,
     PositionalEncoding,
+    PreLogits,
     patches,
 )
-from tinyvit.layers.embedding import bicubic_matrix, sincos_2d
+from tinyvit.layers.embedding import sincos_2d
 from tinyvit.layers.module import normal, xavier_uniform
 
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
@@ -167,20 +168,6 @@ def test_an_unknown_kind_of_positions_is_an_error():
         PositionalEncoding((2, 2), 8, kind="rotary")
 
 
-@pytest.mark.parametrize("n", [1, 2, 7, 14])
-def test_resampling_to_the_same_size_is_the_identity(n):
-    np.testing.assert_allclose(bicubic_matrix(n, n), np.eye(n), atol=1e-15)
-
-
-@pytest.mark.parametrize("new", [1, 2, 5, 8, 16])
-@pytest.mark.parametrize("old", [1, 2, 3, 7, 14])
-def test_bicubic_rows_sum_to_one_and_look_the_same_from_either_end(old, new):
-    matrix = bicubic_matrix(old, new)
-    assert matrix.shape == (new, old)
-    np.testing.assert_allclose(matrix.sum(axis=1), 1, rtol=1e-13)
-    np.testing.assert_allclose(matrix, matrix[::-1, ::-1], atol=1e-14)
-
-
 @pytest.mark.parametrize(("old", "new"), [((4, 4), (7, 7)), ((7, 5), (3, 9)), ((14, 14), (8, 24)), ((2, 1), (3, 4))])
 def test_positions_on_another_grid_are_pytorchs_bicubic(old, new):
     torch = pytest.importorskip("torch")
@@ -290,7 +277,7 @@ WITH_SLOPE = {
 
 
 def test_every_activation_has_a_closed_form_here():
-    assert WITH_SLOPE.keys() == ACTIVATIONS.keys()
+    assert {*WITH_SLOPE, "swiglu"} == ACTIVATIONS.keys()
 
 
 @pytest.mark.parametrize("activation", WITH_SLOPE)
@@ -311,6 +298,36 @@ def test_feed_forward_has_the_tutorials_value_and_its_gradients_set_right(activa
         "fc2.bias": gy.sum(axis=0),
     }
     assert_equal_by_name(found, expected)
+
+
+def test_swiglu_gates_one_half_of_the_hidden_layer_by_the_other():
+    layer = filled(FeedForward(4, 6, "swiglu"))
+    p, x = arrays(layer), random(10, 4)
+    y, gy, found = pulled(layer, x)
+    a, b = np.split(x @ p["fc1.weight"].T + p["fc1.bias"], 2, axis=1)
+    assert a.shape == b.shape == (10, 6)
+    s = sigmoid(a)
+    h = a * s * b
+    np.testing.assert_allclose(y, h @ p["fc2.weight"].T + p["fc2.bias"], **EXACT)
+    gh = gy @ p["fc2.weight"]
+    gz = np.concatenate([gh * b * (s + a * s * (1 - s)), gh * a * s], axis=1)
+    expected = {
+        "x": gz @ p["fc1.weight"],
+        "fc1.weight": gz.T @ x,
+        "fc1.bias": gz.sum(axis=0),
+        "fc2.weight": gy.T @ h,
+        "fc2.bias": gy.sum(axis=0),
+    }
+    assert_equal_by_name(found, expected)
+
+
+def test_pre_logits_are_the_tanh_of_a_linear_layer():
+    layer = filled(PreLogits(4, 3))
+    p, x = arrays(layer), random(5, 4)
+    y, gy, found = pulled(layer, x)
+    np.testing.assert_allclose(y, np.tanh(x @ p["weight"].T + p["bias"]), **EXACT)
+    gz = gy * (1 - y**2)
+    assert_equal_by_name(found, {"x": gz @ p["weight"], "weight": gz.T @ x, "bias": gz.sum(axis=0)})
 
 
 def test_relu_has_slope_zero_at_zero():

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tinyvit.pretrained import Resampling, adapt_channels, resize_patches, resize_positions
+from tinyvit.layers import Resampling
+from tinyvit.pretrained import adapt_channels, resize_patches, resize_positions
 
 ALL = [
     Resampling(mode, **options)

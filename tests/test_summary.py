@@ -25,18 +25,23 @@ from tinyvit.study.summary import HEADER, summary, to_markdown, to_text, totals
 def configs(draw):
     patch, heads = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     class_token, position = draw(st.booleans()), draw(st.sampled_from(["learned", "sincos"]))
+    pool = draw(st.sampled_from(["cls", "mean", "cls_mean"])) if class_token else "mean"
     return tv.ViTConfig(
         image_size=(patch * draw(st.integers(1, 3)), patch * draw(st.integers(1, 3))),
         patch_size=patch,
         channels=draw(st.integers(1, 4)),
-        num_classes=draw(st.integers(1, 12)),
+        num_classes=draw(st.integers(0, 12)),
         dim=heads * 4 * draw(st.integers(1, 3)),
         depth=draw(st.integers(0, 3)),
         num_heads=heads,
         mlp_ratio=draw(st.floats(0.3, 4)),
-        activation=draw(st.sampled_from(["relu", "gelu", "gelu_tanh", "gelu_quick"])),
-        pool=draw(st.sampled_from(["cls", "mean"])) if class_token else "mean",
+        activation=draw(st.sampled_from(["relu", "gelu", "gelu_tanh", "gelu_quick", "swiglu"])),
+        pool=pool,
+        pool_norm=draw(st.booleans()) and pool != "cls_mean",
+        pre_logits=draw(st.integers(0, 3)),
         class_token=class_token,
+        class_position=draw(st.booleans()),
+        distillation_token=draw(st.booleans()) and class_token,
         register_tokens=draw(st.integers(0, 3)),
         position=position,
         qkv_bias=draw(st.booleans()),
@@ -52,6 +57,7 @@ PARTS = {  # a row's name: the parameters that it counts, and the layers whose p
     "Input Image": "never",
     "Patch Embedding": r"patch_embed\.",
     "Class Token": "cls_token",
+    "Distillation Token": "dist_token",
     "Positional Encoding": "pos_embed",
     "Register Tokens": "reg_token",
     "Embedding Dropout": r"model\.",  # what the model itself does, outside its layers
@@ -59,8 +65,10 @@ PARTS = {  # a row's name: the parameters that it counts, and the layers whose p
     "FFN": r"blocks\.\d+\.mlp\.",
     "norms": r"blocks\.\d+\.(norm1|norm2|ls1|ls2|drop_path)\.",
     "inputs": "checkpoint",  # of the layers that are computed again
-    "Final LayerNorm": r"norm\.",
+    "Final LayerNorm": r"(fc_)?norm\.",
+    "Pre-Logits": r"pre_logits\.",
     "Classifier Head": r"head\.",
+    "Distillation Head": r"head_dist\.",
 }
 
 
@@ -77,6 +85,7 @@ def evaluated(formula, config):
     values = {
         "P": config.patch_size, "C": config.channels, "D": config.dim, "L": config.depth, "N": config.num_patches,
         "K": config.num_classes, "M": config.mlp_hidden, "R": config.register_tokens,
+        "W": config.pre_logits,
     }  # fmt: skip
     code = formula.replace(" LayerScale", "").replace("²", "**2").replace("·", "*")
     return eval(re.sub(r"(\d)([A-Z])", r"\1*\2", code) or "0", values)
@@ -90,17 +99,23 @@ def test_each_row_counts_the_parameters_of_the_real_model_and_so_does_its_formul
     for row in rows:
         assert row.parameters == part_of(sizes, row), row
         assert row.parameters == evaluated(row.formula, config), row
-    assert {row.layer for row in rows} >= {"Input Image", "Patch Embedding", "Positional Encoding", "Classifier Head"}
+    names = {row.layer for row in rows}
+    assert names >= {"Input Image", "Patch Embedding", "Positional Encoding", "Final LayerNorm"}
+    assert ("Classifier Head" in names) == bool(config.num_classes)
 
 
 @given(configs())
 def test_each_row_takes_what_the_row_before_gives_as_the_real_model_does(config):
     rows = summary(config)
-    for row, following in pairwise(rows[1:-1]):
+    last = next(i for i, row in enumerate(rows) if row.layer == "Final LayerNorm")
+    for row, following in pairwise(rows[1 : last + 1]):
         assert row.output == following.input, (row, following)
-    tokens = tv.ViT(config).features(np.zeros((1, config.channels, config.height, config.width), np.float32))
-    assert rows[-2].output == f"{tokens.shape[1]} × {tokens.shape[2]}"
-    assert rows[-1].output == str(config.num_classes)
+    model, images = tv.ViT(config), np.zeros((1, config.channels, config.height, config.width), np.float32)
+    tokens = model.features(images)
+    assert rows[last].input == f"{tokens.shape[1]} × {tokens.shape[2]}"
+    pooled, given = str(model.pooled(tokens).shape[1]), [row for row in rows[last + 1 :] if "Dist" not in row.layer]
+    assert [row.input for row in given] == [pooled, *(row.output for row in given)][: len(given)]
+    assert [pooled, *(row.output for row in given)][-1] == str(model(images).shape[1])
 
 
 @pytest.mark.parametrize(  # the numbers that timm reports
@@ -243,7 +258,7 @@ def test_kernels_are_what_a_summary_counts_unless_it_is_told_not_to():
 @given(config=configs(), batch=st.sampled_from([1, 3]))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_loss_keeps_two_numbers_a_class_beside_the_model(with_kernels, config, batch):
-    assume(in_order(config))
+    assume(in_order(config) and config.num_classes)
     model = tv.ViT(config)
     loss = tv.ops.cross_entropy(model(images_for(config, batch)), np.zeros(batch, int))
     kept = sum(array.nbytes for _, array in kept_arrays(loss, model))

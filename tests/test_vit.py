@@ -26,13 +26,24 @@ VARIANTS = {
     "relu": {"activation": "relu"},
     "gelu_tanh": {"activation": "gelu_tanh"},
     "gelu_quick": {"activation": "gelu_quick"},
+    "swiglu": {"activation": "swiglu"},
+    "class token without a position": {"class_position": False},
+    "registers, none with a position": {"class_position": False, "register_tokens": 2},
+    "distilled": {"distillation_token": True},
+    "distilled, with registers": {"distillation_token": True, "register_tokens": 2, "pool": "mean"},
+    "norm after the mean": {"pool": "mean", "pool_norm": True, "class_token": False},
+    "norm after pooling, no layers": {"pool_norm": True, "depth": 0},
+    "class token and mean": {"pool": "cls_mean", "register_tokens": 1},
+    "pre-logits": {"pre_logits": 5},
+    "no head": {"num_classes": 0, "pool": "cls_mean", "class_position": False},
     "layer scale": {"layer_scale": 0.1},
     "no qkv bias": {"qkv_bias": False},
     "one head, large eps": {"num_heads": 1, "eps": 0.1},
     "wide image": {"image_size": (4, 12), "patch_size": 2, "channels": 1},
     "no layers": {"depth": 0},
     "everything": {"image_size": (8, 12), "register_tokens": 2, "position": "sincos", "activation": "relu",
-                   "pool": "mean", "layer_scale": 0.1, "mlp_ratio": 1.5},
+                   "pool": "mean", "layer_scale": 0.1, "mlp_ratio": 1.5, "pool_norm": True, "pre_logits": 3,
+                   "distillation_token": True},
 }  # fmt: skip
 every_variant = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 
@@ -65,6 +76,7 @@ GATES = {
     "gelu_tanh": lambda z: (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) / 2,
     "gelu_quick": lambda z: 1 / (1 + np.exp(-1.702 * z)),
     "relu": lambda z: z > 0,
+    "swiglu": lambda a: 1 / (1 + np.exp(-a)),
 }
 
 
@@ -88,25 +100,37 @@ def reference(c, state, images):
         return linear(np.concatenate(heads, axis=-1), f"{name}.proj")
 
     def before(token, x):
-        return np.concatenate([np.repeat(state[token], len(x), axis=0), x], axis=1)
+        return np.concatenate([np.repeat(state[token], len(x), axis=0), x], axis=1) if token in state else x
 
     corners = [(i, j) for i in range(0, images.shape[2], P) for j in range(0, images.shape[3], P)]
     x = np.stack([images[:, :, i : i + P, j : j + P].reshape(len(images), -1) for i, j in corners], axis=1)
     x = linear(x, "patch_embed.proj")
-    if c.class_token:
-        x = before("cls_token", x)
-    x = x + (state["pos_embed"] if c.position == "learned" else sincos_2d(c.grid, D, int(c.class_token)))
-    if c.register_tokens:
-        x = np.concatenate([x[:, : int(c.class_token)], before("reg_token", x[:, int(c.class_token) :])], axis=1)
+    named = c.class_token + c.distillation_token
+    placed = named if c.class_position else 0
+    if c.class_position:
+        x = before("cls_token", before("dist_token", x))
+    x = x + (state["pos_embed"] if c.position == "learned" else sincos_2d(c.grid, D, placed))
+    x = np.concatenate([x[:, :placed], before("reg_token", x[:, placed:])], axis=1)
+    if not c.class_position:
+        x = before("cls_token", before("dist_token", x))
     for i in range(c.depth):
         block = f"blocks.{i}"
         x = x + attention(norm(x, f"{block}.norm1"), f"{block}.attn") * state.get(f"{block}.ls1.gamma", 1)
         hidden = linear(norm(x, f"{block}.norm2"), f"{block}.mlp.fc1")
-        hidden = hidden * GATES[c.activation](hidden)
+        gated, gate = np.split(hidden, 2, axis=-1)[::-1] if c.activation == "swiglu" else (hidden, hidden)
+        hidden = (
+            gated * gate * GATES[c.activation](gate) if c.activation == "swiglu" else gated * GATES[c.activation](gate)
+        )
         x = x + linear(hidden, f"{block}.mlp.fc2") * state.get(f"{block}.ls2.gamma", 1)
-    x = norm(x, "norm")
-    prefix = int(c.class_token) + c.register_tokens
-    return x, linear(x[:, 0] if c.pool == "cls" else x[:, prefix:].mean(axis=1), "head")
+    x = x if c.pool_norm else norm(x, "norm")
+    prefix = named + c.register_tokens
+    parts = {"cls": x[:, 0], "mean": x[:, prefix:].mean(axis=1)}
+    y = np.concatenate([parts[part] for part in c.pool.split("_")], axis=1)
+    y = norm(y, "fc_norm") if c.pool_norm else y
+    y = np.tanh(linear(y, "pre_logits")) if c.pre_logits else y
+    if c.num_classes:
+        y = linear(y, "head")
+    return x, (y + linear(x[:, 1], "head_dist")) / 2 if c.distillation_token else y
 
 
 @every_variant
@@ -115,7 +139,7 @@ def test_features_and_logits_are_those_of_a_plain_numpy_vit(changes, device):
     c, images = model.config, images_for(model)
     tokens, logits = reference(c, model.state_dict(), images)
     features = model.features(images)
-    assert features.shape == (3, int(c.class_token) + c.register_tokens + c.num_patches, c.dim)
+    assert features.shape == (3, c.class_token + c.distillation_token + c.register_tokens + c.num_patches, c.dim)
     assert features.device == device
     np.testing.assert_allclose(features.detach().numpy(), tokens, rtol=1e-10, atol=1e-11)
     np.testing.assert_allclose(model(images).detach().numpy(), logits, rtol=1e-10, atol=1e-11)
@@ -503,11 +527,15 @@ def test_a_config_works_out_grid_tokens_and_hidden_width_and_takes_tomls_lists()
         ({"class_token": False}, "pool 'cls' .* class_token"),
         ({"position": "sincos", "dim": 6}, "'sincos' .* multiple of 4, not 6"),
         *[({name: 0}, f"{name} is 0.* at least 1") for name in
-          ("patch_size", "channels", "num_classes", "dim", "num_heads", "image_size")],
+          ("patch_size", "channels", "dim", "num_heads", "image_size")],
         ({"image_size": (8, 0)}, "image_size is 0"),
         ({"num_heads": -2}, "num_heads is -2"),
-        ({"depth": -1}, "depth -1"),
-        ({"register_tokens": -1}, "register_tokens -1"),
+        *[({name: -1}, f"{name} is -1; it cannot be negative") for name in
+          ("depth", "register_tokens", "num_classes", "pre_logits")],
+        ({"resampling": "cubic"}, "resampling 'cubic' .* bilinear, .* bicubic_offset"),
+        ({"pool": "cls_mean", "class_token": False}, "pool 'cls_mean' .* class_token"),
+        ({"pool": "mean", "class_token": False, "distillation_token": True}, "distillation_token needs class_token"),
+        ({"pool": "cls_mean", "pool_norm": True}, "pool_norm goes with pool 'cls' or 'mean'"),
         *[({name: p}, rf"{name} {p} .* \[0, 1\)") for name in ("dropout", "attention_dropout", "drop_path")
           for p in (-0.1, 1.0, math.nan)],
         *[({"mlp_ratio": ratio}, "mlp_ratio") for ratio in (0.0, -1.0, 0.1, math.nan)],

@@ -8,6 +8,7 @@ Source: the tutorial; Dosovitskiy et al., *An Image is Worth 16×16 Words*, ICLR
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from tinyvit.engine import Tensor, checkpoint, ops, random
 from tinyvit.engine.backend import namespace_on
 from tinyvit.layers import (
     ACTIVATIONS,
+    RESAMPLINGS,
     ClassificationHead,
     EncoderLayer,
     LayerNorm,
@@ -24,6 +26,7 @@ from tinyvit.layers import (
     Parameter,
     PatchEmbedding,
     PositionalEncoding,
+    PreLogits,
 )
 from tinyvit.layers.module import normal
 
@@ -36,16 +39,25 @@ class ViTConfig:
         image_size: H = W in pixels, or (H, W).
         patch_size: P in pixels; divides H and W.
         channels: C of the images.
-        num_classes: K.
+        num_classes: K; 0 for no head, so that the model gives what a head would read.
         dim: D, the width of a token.
         depth: L, the number of encoder layers.
         num_heads: h; divides D.
         mlp_ratio: hidden width of the FFN, in units of D.
-        activation: of the FFN: "relu" (the tutorial's), "gelu" (the paper's), "gelu_tanh" or "gelu_quick".
-        pool: what the head reads: "cls", the class token, or "mean", the mean of the patch tokens.
+        activation: of the FFN: "relu" (the tutorial's), "gelu" (the paper's), "gelu_tanh", "gelu_quick", or "swiglu",
+            silu(a) · b of two halves a and b (Shazeer 2020), for which W₁ is twice as high.
+        pool: what the head reads: "cls", the class token; "mean", the mean of the patch tokens; or "cls_mean", both
+            side by side, (B, 2D) (Oquab et al. 2024).
+        pool_norm: whether the last norm comes after pooling, and not before.
+        pre_logits: width of a hidden layer before the head, tanh(W · x + b), as the paper pre-trains; 0 for none.
         class_token: whether there is a class token.
+        class_position: whether the class token has a position too.
+        distillation_token: whether there is a second class token, with a head of its own: the logits are the mean of
+            both heads' (DeiT, Touvron et al. 2021).
         register_tokens: further tokens without a position or a task (Darcet et al. 2024).
         position: "learned" or "sincos".
+        resampling: how learned positions are fitted to an image of another size: a name of
+            `tinyvit.layers.RESAMPLINGS`.
         qkv_bias: whether Q, K and V have biases.
         dropout: of embeddings and of both branches of an encoder layer.
         attention_dropout: of the attention weights.
@@ -72,9 +84,14 @@ class ViTConfig:
     mlp_ratio: float = 4.0
     activation: str = "gelu"
     pool: str = "cls"
+    pool_norm: bool = False
+    pre_logits: int = 0
     class_token: bool = True
+    class_position: bool = True
+    distillation_token: bool = False
     register_tokens: int = 0
     position: str = "learned"
+    resampling: str = "bicubic"
     qkv_bias: bool = True
     dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -84,7 +101,7 @@ class ViTConfig:
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "channels", "num_classes", "dim", "depth", "num_heads", "register_tokens"):
+        for name in (*_AT_LEAST_0, *_AT_LEAST_1):
             if not isinstance(getattr(self, name), int):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a whole number")
         if isinstance(self.image_size, (list, tuple)):  # a list, when it comes from TOML
@@ -92,12 +109,12 @@ class ViTConfig:
         sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
         if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
             raise ValueError(f"image_size is {self.image_size}; it must be a whole number, or height and width")
-        sizes = {name: getattr(self, name) for name in ("patch_size", "channels", "num_classes", "dim", "num_heads")}
-        for name, value in {**sizes, "image_size": min(self.height, self.width)}.items():
+        for name, value in {**{n: getattr(self, n) for n in _AT_LEAST_1}, "image_size": min(sides)}.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-        if self.depth < 0 or self.register_tokens < 0:
-            raise ValueError(f"depth {self.depth} and register_tokens {self.register_tokens} cannot be negative")
+        for name in _AT_LEAST_0:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it cannot be negative")
         if not self.mlp_hidden >= 1:
             raise ValueError(f"mlp_ratio is {self.mlp_ratio}; times dim {self.dim} it must give a width of at least 1")
         if not self.eps > 0:
@@ -114,8 +131,12 @@ class ViTConfig:
         for name, allowed in _WORDS.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(allowed)}")
-        if self.pool == "cls" and not self.class_token:
-            raise ValueError("pool 'cls' needs class_token = true; without a class token use pool 'mean'")
+        if self.pool != "mean" and not self.class_token:
+            raise ValueError(f"pool {self.pool!r} needs class_token = true; without a class token use pool 'mean'")
+        if self.distillation_token and not self.class_token:
+            raise ValueError("distillation_token needs class_token = true: it stands beside the class token")
+        if self.pool_norm and self.pool == "cls_mean":
+            raise ValueError("pool_norm goes with pool 'cls' or 'mean': of 'cls_mean' each half is normed before")
         for name in ("dropout", "attention_dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not a probability in [0, 1)")
@@ -142,8 +163,18 @@ class ViTConfig:
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Class and register tokens, which stand before the patches."""
-        return int(self.class_token) + self.register_tokens
+        """Class, distillation and register tokens, which stand before the patches in this order."""
+        return self.num_class_tokens + self.register_tokens
+
+    @property
+    def num_class_tokens(self) -> int:
+        """Class and distillation token."""
+        return int(self.class_token) + int(self.distillation_token)
+
+    @property
+    def pooled_dim(self) -> int:
+        """Width of what pooling leaves of an image: D, or 2D."""
+        return 2 * self.dim if self.pool == "cls_mean" else self.dim
 
     @property
     def mlp_hidden(self) -> int:
@@ -170,7 +201,14 @@ class ViTConfig:
         return cls(**{**sizes, "dim": dim, "depth": depth, "num_heads": num_heads, **changes})
 
 
-_WORDS = {"activation": tuple(ACTIVATIONS), "pool": ("cls", "mean"), "position": ("learned", "sincos")}
+_AT_LEAST_1 = ("patch_size", "channels", "dim", "num_heads")
+_AT_LEAST_0 = ("num_classes", "depth", "register_tokens", "pre_logits")
+_WORDS = {
+    "activation": tuple(ACTIVATIONS),
+    "pool": ("cls", "mean", "cls_mean"),
+    "position": ("learned", "sincos"),
+    "resampling": tuple(RESAMPLINGS),
+}
 _SIZES = {  # (D, L, h): Dosovitskiy et al. 2021, table 1; tiny and small: Touvron et al. 2021
     "tiny": (192, 12, 3),
     "small": (384, 12, 6),
@@ -199,9 +237,11 @@ class ViT(Module):
         rng = rng or random.generator()
         self.patch_embed = PatchEmbedding(c.patch_size, c.channels, c.dim, rng)
         self.cls_token = Parameter(np.zeros((1, 1, c.dim), np.float32), decay=False) if c.class_token else None
+        self.dist_token = Parameter(np.zeros((1, 1, c.dim), np.float32), decay=False) if c.distillation_token else None
         registers = (1, c.register_tokens, c.dim)
         self.reg_token = Parameter(normal(registers, 0.02, rng), decay=False) if c.register_tokens else None
-        self.pos_embed = PositionalEncoding(c.grid, c.dim, int(c.class_token), c.position, rng)
+        placed = c.num_class_tokens if c.class_position else 0
+        self.pos_embed = PositionalEncoding(c.grid, c.dim, placed, c.position, rng, c.resampling)
         self.blocks = [
             EncoderLayer(
                 c.dim,
@@ -218,8 +258,11 @@ class ViT(Module):
             )
             for i in range(c.depth)
         ]
-        self.norm = LayerNorm(c.dim, c.eps)
-        self.head = ClassificationHead(c.dim, c.num_classes)
+        self.norm = None if c.pool_norm else LayerNorm(c.dim, c.eps)
+        self.fc_norm = LayerNorm(c.dim, c.eps) if c.pool_norm else None
+        self.pre_logits = PreLogits(c.pooled_dim, c.pre_logits, rng=rng) if c.pre_logits else None
+        self.head = ClassificationHead(c.pre_logits or c.pooled_dim, c.num_classes) if c.num_classes else None
+        self.head_dist = ClassificationHead(c.dim, c.num_classes) if c.num_classes and c.distillation_token else None
 
     @classmethod
     def named(cls, name: str, rng: np.random.Generator | None = None, **changes: Any) -> ViT:
@@ -227,16 +270,27 @@ class ViT(Module):
         return cls(ViTConfig.named(name, **changes), rng)
 
     def forward(self, images: Any) -> Tensor:
-        """(B, C, H, W) → (B, K) logits. Arrays are taken to the model's device and dtype.
+        """(B, C, H, W) → (B, K) logits; without a head, what one would read. Arrays are taken to the model's device.
 
         Raises:
             ValueError: not four axes, another number of channels, or sides that P does not divide.
             TypeError: integer images; scale them to floating-point numbers first.
         """
-        return self.head(self.pooled(self.features(images))).astype(self.head.weight.dtype)
+        tokens = self.features(images)
+        x = self.pooled(tokens)
+        if self.pre_logits is not None:
+            x = self.pre_logits(x)
+        if self.head is not None:
+            x = self.head(x)
+        if self.head_dist is not None:
+            x = (x + self.head_dist(tokens[:, 1] * 1)) * 0.5
+        return x.astype(self.dtype)
 
     def features(self, images: Any) -> Tensor:
-        """(B, C, H, W) → tokens (B, prefix + N, D) after the last norm; the class token, if any, is the first."""
+        """(B, C, H, W) → tokens (B, prefix + N, D) after the last norm; the class token, if any, is the first.
+
+        With `pool_norm` the last norm is still to come.
+        """
         x, branch = self.embed(images), None  # branch: what is still to be added to x, by the norm that comes next
         for layer in self.blocks:
             last = layer is self.blocks[-1]  # whose turn in the sweep comes at once: nothing is won by waiting
@@ -244,27 +298,41 @@ class ViT(Module):
                 x = checkpoint(layer, x, layer.parameters())
             else:
                 x, branch = layer(x, branch, summed=False)
+        if self.norm is None:
+            return x if branch is None else x + branch
         normed = self.norm(x) if branch is None else self.norm(x, branch)[1]
         return normed.astype(x.dtype)
 
     def embed(self, images: Any) -> Tensor:
         """(B, C, H, W) → tokens (B, prefix + N, D), with their positions, before the first layer."""
         images = self._as_images(images)
-        P = self.config.patch_size
-        x = self.patch_embed(images).astype(self.head.weight.dtype)  # of 16 bits under `tv.precision`: sums are not
-        if self.cls_token is not None:
-            x = _before(self.cls_token, x)
-        x = self.pos_embed(x, (images.shape[2] // P, images.shape[3] // P))
-        if self.reg_token is not None:  # between the class token and the patches, without a position
-            split = int(self.config.class_token)
-            x = ops.concatenate([x[:, :split], _before(self.reg_token, x[:, split:])], axis=1)
-        return ops.dropout(x, self.config.dropout) if self.training and self.config.dropout else x
+        c, (H, W) = self.config, images.shape[2:]
+        x = self.patch_embed(images).astype(self.dtype)  # of 16 bits under `tv.precision`: sums are not
+        if c.class_position:
+            x = _before((self.cls_token, self.dist_token), x)
+            x = self.pos_embed(x, (H // c.patch_size, W // c.patch_size))
+            if self.reg_token is not None:  # between the class tokens and the patches, without a position
+                n = c.num_class_tokens
+                x = ops.concatenate([x[:, :n], _before((self.reg_token,), x[:, n:])], axis=1)
+        else:
+            x = self.pos_embed(x, (H // c.patch_size, W // c.patch_size))
+            x = _before((self.cls_token, self.dist_token, self.reg_token), x)
+        return ops.dropout(x, c.dropout) if self.training and c.dropout else x
 
     def pooled(self, tokens: Tensor) -> Tensor:
-        """What the head reads: (B, prefix + N, D) → (B, D)."""
-        if self.config.pool == "cls":
-            return tokens[:, 0] * 1  # an array of its own: a view would keep all tokens in memory until the sweep
-        return tokens[:, self.config.num_prefix_tokens :].mean(axis=1)
+        """What the head reads: (B, prefix + N, D) → (B, D), or (B, 2D) of pool "cls_mean"."""
+        parts = []
+        if self.config.pool != "mean":
+            parts.append(tokens[:, 0] * 1)  # an array of its own: a view would keep all tokens until the sweep
+        if self.config.pool != "cls":
+            parts.append(tokens[:, self.config.num_prefix_tokens :].mean(axis=1))
+        x = parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=1)
+        return x if self.fc_norm is None else self.fc_norm(x).astype(x.dtype)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the parameters, and of what the model returns."""
+        return self.patch_embed.proj.weight.dtype
 
     def _as_images(self, images: Any) -> Tensor:
         weight = self.patch_embed.proj.weight
@@ -285,12 +353,13 @@ class ViT(Module):
     def with_head(self, num_classes: int) -> ViT:
         """Return a copy of this model with a fresh head for another number of classes."""
         model = ViT(replace(self.config, num_classes=num_classes))
-        model.to(device=self.device, dtype=self.head.weight.dtype)
-        state = {**self.state_dict(), **{k: v for k, v in model.state_dict().items() if k.startswith("head.")}}
+        model.to(device=self.device, dtype=self.dtype)
+        state = {**self.state_dict(), **{k: v for k, v in model.state_dict().items() if k.startswith("head")}}
         model.load_state_dict(state)
         return model
 
 
-def _before(token: Tensor, x: Tensor) -> Tensor:
-    """The same tokens (1, n, D) in front of every sample: (B, N, D) → (B, n + N, D)."""
-    return ops.concatenate([ops.broadcast_to(token, (x.shape[0], *token.shape[1:])), x], axis=1)
+def _before(tokens: Sequence[Tensor | None], x: Tensor) -> Tensor:
+    """Those of the tokens (1, n, D) that there are, in front of every sample: (B, N, D) → (B, n + N, D)."""
+    there = [ops.broadcast_to(token, (x.shape[0], *token.shape[1:])) for token in tokens if token is not None]
+    return ops.concatenate([*there, x], axis=1) if there else x

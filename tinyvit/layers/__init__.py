@@ -2,11 +2,20 @@
 
 from tinyvit.layers.basic import Dropout, DropPath, LayerNorm, LayerScale, Linear
 from tinyvit.layers.embedding import PatchEmbedding, PositionalEncoding, patches
-from tinyvit.layers.encoder import ACTIVATIONS, ClassificationHead, EncoderLayer, FeedForward, MultiHeadSelfAttention
+from tinyvit.layers.encoder import (
+    ACTIVATIONS,
+    ClassificationHead,
+    EncoderLayer,
+    FeedForward,
+    MultiHeadSelfAttention,
+    PreLogits,
+)
 from tinyvit.layers.module import Module, Parameter
+from tinyvit.layers.resampling import RESAMPLINGS, Resampling
 
 __all__ = [
     "ACTIVATIONS",
+    "RESAMPLINGS",
     "ClassificationHead",
     "DropPath",
     "Dropout",
@@ -20,5 +29,7 @@ __all__ = [
     "Parameter",
     "PatchEmbedding",
     "PositionalEncoding",
+    "PreLogits",
+    "Resampling",
     "patches",
 ]

@@ -8,6 +8,7 @@ import numpy as np
 
 from tinyvit.engine import Tensor, ops, tensor
 from tinyvit.layers.module import Module, Parameter, normal
+from tinyvit.layers.resampling import RESAMPLINGS
 
 
 def patches(images: Tensor, patch_size: int) -> Tensor:
@@ -73,7 +74,9 @@ class PositionalEncoding(Module):
             positions; with the class token there are N + 1.
         kind: "learned", a table that is trained; or "sincos", fixed sines and cosines of row and column.
 
-    An image with another grid than the table's gets the table resampled (bicubic), or sines and cosines of its own.
+        resampling: how a learned table is fitted to another grid: a name of `RESAMPLINGS`.
+
+    An image with another grid than the table's gets the table resampled, or sines and cosines of its own.
     """
 
     def __init__(
@@ -83,10 +86,12 @@ class PositionalEncoding(Module):
         prefix: int = 1,
         kind: str = "learned",
         rng: np.random.Generator | None = None,
+        resampling: str = "bicubic",
     ):
         self.grid = grid
         self.prefix = prefix
         self.kind = kind
+        self.resampling = RESAMPLINGS[resampling]
         if kind == "learned":
             shape = (1, prefix + grid[0] * grid[1], dim)
             self.table: Tensor = Parameter(normal(shape, 0.02, rng), decay=False)
@@ -113,7 +118,7 @@ class PositionalEncoding(Module):
         if self.kind == "sincos":
             return tensor(sincos_2d(grid, D, self.prefix), dtype=self.table.dtype, device=self.table.device)
         down, across = (
-            tensor(bicubic_matrix(old, new), dtype=self.table.dtype, device=self.table.device)
+            tensor(self.resampling.matrix(old, new), dtype=self.table.dtype, device=self.table.device)
             for old, new in zip(self.grid, grid, strict=True)
         )
         square = self.table[0, self.prefix :].reshape(*self.grid, D)
@@ -135,19 +140,3 @@ def sincos_2d(grid: tuple[int, int], dim: int, prefix: int = 0) -> np.ndarray:
     row, column = (axis.reshape(-1, 1) * frequencies for axis in np.mgrid[: grid[0], : grid[1]])
     table = np.concatenate([np.sin(column), np.cos(column), np.sin(row), np.cos(row)], axis=1)
     return np.concatenate([np.zeros((prefix, dim)), table])[None].astype(np.float32)
-
-
-def bicubic_matrix(old: int, new: int) -> np.ndarray:
-    """Return the (new, old) matrix that resamples a line of values; half-pixel centres, borders repeated.
-
-    Source: Keys 1981 with a = −0.75, the form in common use for position tables.
-    """
-    centre = (np.arange(new) + 0.5) * old / new - 0.5
-    first = np.floor(centre).astype(int)
-    matrix = np.zeros((new, old))
-    for tap in range(-1, 3):
-        distance = np.abs(centre - (first + tap))
-        near = (1.25 * distance - 2.25) * distance**2 + 1
-        far = -0.75 * (((distance - 5) * distance + 8) * distance - 4)
-        np.add.at(matrix, (np.arange(new), np.clip(first + tap, 0, old - 1)), np.where(distance < 1, near, far))
-    return matrix

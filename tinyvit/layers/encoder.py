@@ -11,11 +11,22 @@ from tinyvit.engine.ops.nn import attention_weights, heads_of
 from tinyvit.layers.basic import Dropout, DropPath, LayerNorm, LayerScale, Linear
 from tinyvit.layers.module import Module, Parameter
 
+
+def swiglu(x: Tensor) -> Tensor:
+    """silu(a) · b, silu(a) = a · σ(a), of the two halves of x = [a, b]: (…, 2M) → (…, M). Source: Shazeer 2020."""
+    if x.dtype.itemsize == 2:  # under `tv.precision`: only kernels multiply 16 bits
+        x = x.astype(np.float32)
+    half = x.shape[-1] // 2
+    a, b = x[..., :half], x[..., half:]
+    return a * ops.sigmoid(a) * b
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": ops.relu,  # the tutorial's
     "gelu": ops.gelu,  # the ViT paper's
     "gelu_tanh": lambda x: ops.gelu(x, "tanh"),
     "gelu_quick": lambda x: ops.gelu(x, "quick"),
+    "swiglu": swiglu,
 }
 
 
@@ -75,6 +86,8 @@ class MultiHeadSelfAttention(Module):
 class FeedForward(Module):
     """FFN(X) = W₂ · act(W₁ · X + b₁) + b₂: (…, D) → (…, D). Source: the tutorial's FFN, whose act is ReLU.
 
+    `hidden` is the width that W₂ reads; with "swiglu" W₁ gives twice as much.
+
     Raises:
         ValueError: the activation is unknown.
     """
@@ -89,7 +102,7 @@ class FeedForward(Module):
     ):
         if activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}: use one of {', '.join(ACTIVATIONS)}")
-        self.fc1 = Linear(dim, hidden, rng=rng)
+        self.fc1 = Linear(dim, 2 * hidden if activation == "swiglu" else hidden, rng=rng)
         self.fc2 = Linear(hidden, dim, rng=rng)
         self.activation = activation
         self.dropout = Dropout(dropout)
@@ -142,6 +155,14 @@ class EncoderLayer(Module):
 
 def _scaled(scale: LayerScale | None, branch: Tensor) -> Tensor:
     return scale(branch) if scale else branch
+
+
+class PreLogits(Linear):
+    """tanh(W · x + b): (B, D) → (B, W), a hidden layer before the head. Source: Dosovitskiy et al. 2021, 3.1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, D) → (…, W)."""
+        return ops.tanh(super().forward(x).astype(self.weight.dtype))  # of 16 bits under `tv.precision`
 
 
 class ClassificationHead(Linear):

@@ -1,15 +1,9 @@
 """The weights that people already have: files opened without running them, and tables fitted to another image size."""
 
 from tinyvit.pretrained.containers import Weights, WeightsError, nonfinite, open_weights, read_settings
-from tinyvit.pretrained.resample import (
-    Resampling,
-    adapt_channels,
-    resize_patches,
-    resize_positions,
-)
+from tinyvit.pretrained.resizing import adapt_channels, resize_patches, resize_positions
 
 __all__ = [
-    "Resampling",
     "Weights",
     "WeightsError",
     "adapt_channels",

@@ -467,7 +467,7 @@ EQUATIONS: tuple[Equation, ...] = (
         (1,),
         (
             Code("tinyvit.layers.embedding:PositionalEncoding.__init__", lines=("shape =", "self.table: Tensor =")),
-            Code("tinyvit.study.summary:_position_row", lines=("formula, positions =",)),
+            Code("tinyvit.study.summary:_position_row", lines=('return Row(layer, placed, placed, details, f"(N+',)),
         ),
     ),
     Equation(
@@ -517,7 +517,10 @@ EQUATIONS: tuple[Equation, ...] = (
         r"X = [x_{\text{class}}; E_{\text{patch}}^1; \ldots; E_{\text{patch}}^N] + [P^0; P^1; \ldots; P^N]",
         (1,),
         (
-            Code("tinyvit.vit:ViT.embed", lines=("x = self.patch_embed", "x = _before", "x = self.pos_embed")),
+            Code(
+                "tinyvit.vit:ViT.embed",
+                lines=("x = self.patch_embed", "x = _before((self.cls_token, self.dist_token), x)"),
+            ),
             Code("tinyvit.vit:_before"),
             Code("tinyvit.engine.ops.shapes:_concatenate"),
         ),

@@ -137,7 +137,7 @@ def attention_maps(trained: TrainedModel, images: np.ndarray) -> np.ndarray:
         x = model.embed(preprocess(images, config.data.mean, config.data.std))
         for layer in model.blocks:
             attention = layer.attn.attention(layer.norm1(x)).numpy().mean(axis=1)  # (n, T, T)
-            looks = attention[:, 0] if config.model.pool == "cls" else attention[:, prefix:].mean(axis=1)
+            looks = attention[:, prefix:].mean(axis=1) if config.model.pool == "mean" else attention[:, 0]
             maps.append(looks[:, prefix:].reshape(len(images), *grid))
             x = layer(x)
     return np.stack(maps, axis=1) if maps else np.empty((len(images), 0, *grid))

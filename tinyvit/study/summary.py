@@ -70,24 +70,36 @@ def _embedding_rows(c: ViTConfig) -> list[Row]:
         Row("Input Image", image, "", "", "", 0),
         Row("Patch Embedding", image, patched, cut, "(P²·C)·D + D", weights + D, N * weights, kept),
     ]
-    placed = f"{N + int(c.class_token)} × {D}"
-    if c.class_token:
-        rows.append(Row("Class Token", patched, placed, "learned", "D", D))
-    rows.append(_position_row(c, placed))
-    if c.register_tokens:
-        rows.append(Row("Register Tokens", placed, tokens, "learned", "R·D", c.register_tokens * D))
+    before, after = _token_rows(c)
+    rows += [*before, _position_row(c), *after]
     if c.dropout:
         mask = _num_tokens(c) * D
         rows.append(Row("Embedding Dropout", tokens, tokens, f"p = {c.dropout:g}", "0", 0, 0, mask))
     return rows
 
 
-def _position_row(c: ViTConfig, placed: str) -> Row:
-    layer, details = "Positional Encoding", "add to embedding"
+def _token_rows(c: ViTConfig) -> tuple[list[Row], list[Row]]:
+    """The tokens that are put before the patches: those that have a position, and those that have none."""
+    rows, N, D = [], c.num_patches, c.dim
+    for name, formula, n in (
+        ("Class Token", "D", int(c.class_token)),
+        ("Distillation Token", "D", int(c.distillation_token)),
+        ("Register Tokens", "R·D", c.register_tokens),
+    ):
+        if n:
+            rows.append(Row(name, f"{N} × {D}", f"{N + n} × {D}", "learned", formula, n * D))
+        N += n
+    placed = c.num_class_tokens if c.class_position else 0
+    return rows[:placed], rows[placed:]
+
+
+def _position_row(c: ViTConfig) -> Row:
+    prefix = c.num_class_tokens if c.class_position else 0
+    N = c.num_patches + prefix
+    layer, details, placed = "Positional Encoding", "add to embedding", f"{N} × {c.dim}"
     if c.position != "learned":
         return Row(layer, placed, placed, f"{details}, fixed sin-cos", "0", 0)
-    formula, positions = ("(N+1)·D", c.num_patches + 1) if c.class_token else ("N·D", c.num_patches)
-    return Row(layer, placed, placed, details, formula, positions * c.dim)
+    return Row(layer, placed, placed, details, f"(N+{prefix})·D" if prefix else "N·D", N * c.dim)
 
 
 def _encoder_rows(c: ViTConfig, kernels: bool) -> list[Row]:
@@ -102,11 +114,12 @@ def _encoder_rows(c: ViTConfig, kernels: bool) -> list[Row]:
         L * (4 * T * D * D + 2 * T * T * D),
         whole * _kept_by_attention(c, kernels),
     )
+    columns = 2 if c.activation == "swiglu" else 1  # of W₁, in units of M
     feed_forward = (
         f"{D} → {M} → {D}, {c.activation}",
-        "L·(2·D·M + M + D)",
-        L * (2 * D * M + M + D),
-        L * 2 * T * D * M,
+        f"L·({1 + columns}·D·M + {columns if columns > 1 else ''}M + D)",
+        L * ((1 + columns) * D * M + columns * M + D),
+        L * (1 + columns) * T * D * M,
         whole * _kept_by_feed_forward(c),
     )
     kept = _kept_by_norms(c, whole, kernels)
@@ -123,16 +136,50 @@ def _encoder_rows(c: ViTConfig, kernels: bool) -> list[Row]:
 
 
 def _head_rows(c: ViTConfig, kernels: bool) -> list[Row]:
-    T, D, K = _num_tokens(c), c.dim, c.num_classes
-    details = f"linear, on {'the class token' if c.pool == 'cls' else 'the mean of the patches'}"
-    return [
-        Row("Final LayerNorm", f"{T} × {D}", f"{T} × {D}", "", "2D", 2 * D, 0, _kept_by_norm(c, kernels)),
-        Row("Classifier Head", f"{D}", f"{K}", details, "D·K + K", D * K + K, D * K, D),
+    T, D, K, W = _num_tokens(c), c.dim, c.num_classes, c.pre_logits
+    pooled = {"cls": "the class token", "mean": "the mean of the patches", "cls_mean": "class token and mean"}[c.pool]
+    norms = 1 if c.pool_norm else T
+    rows = [
+        Row(
+            "Final LayerNorm",
+            f"{T} × {D}",
+            f"{D}" if c.pool_norm else f"{T} × {D}",
+            f"of {pooled}" if c.pool_norm else "",
+            "2D",
+            2 * D,
+            0,
+            norms * (D + (2 if kernels else 0)),
+        )
     ]
+    width, name = c.pooled_dim, "2D" if c.pool == "cls_mean" else "D"
+    if W:
+        kept = width + (0 if K else W)  # tanh's result is the head's input
+        rows.append(
+            Row(
+                "Pre-Logits",
+                f"{width}",
+                f"{W}",
+                f"tanh, on {pooled}",
+                f"{name}·W + W",
+                (width + 1) * W,
+                width * W,
+                kept,
+            )
+        )
+        width, name = W, "W"
+    if K:
+        details = "linear" if W else f"linear, on {pooled}"
+        rows.append(
+            Row("Classifier Head", f"{width}", f"{K}", details, f"{name}·K + K", (width + 1) * K, width * K, width)
+        )
+    if K and c.distillation_token:
+        details = "linear, on the distillation token"
+        rows.append(Row("Distillation Head", f"{D}", f"{K}", details, "D·K + K", (D + 1) * K, D * K, D))
+    return rows
 
 
 def _num_tokens(c: ViTConfig) -> int:
-    """T, of the encoder: patches, class token and registers."""
+    """T, of the encoder: patches, and the tokens before them."""
     return c.num_patches + c.num_prefix_tokens
 
 
@@ -155,7 +202,8 @@ def _kept_by_attention(c: ViTConfig, kernels: bool) -> int:
 def _kept_by_feed_forward(c: ViTConfig) -> int:
     tokens, hidden = _num_tokens(c) * c.dim, _num_tokens(c) * c.mlp_hidden
     relu = c.activation == "relu"
-    kept = tokens + (1 if relu else 2) * hidden  # the input; ReLU's result alone, or gelu's x and x · Φ(x)
+    # The input; ReLU's result alone, gelu's x and x · Φ(x), or swiglu's [a, b], σ(a), a · σ(a) and a · σ(a) · b.
+    kept = tokens + {"relu": 1, "swiglu": 5}.get(c.activation, 2) * hidden
     if c.dropout:
         kept += tokens + hidden  # the masks; W₂ needs what the first one leaves of the activation's result
         kept += hidden if relu else 0  # and ReLU needs its result as well, where gelu can do without

@@ -92,6 +92,7 @@ for _activation in layers.ACTIVATIONS:
 _add(lambda: layers.EncoderLayer(4, 2, 6), 2, 3, 4)
 _add(lambda: layers.EncoderLayer(4, 2, 6, layer_scale=0.5, drop_path=0.3, dropout=0.2), 3, 2, 4, case="all extras")
 _add(lambda: layers.EncoderLayer(24, 3, 96), 2, 17, 24, case="larger")
+_add(lambda: layers.PreLogits(4, 3), 2, 4)
 _add(lambda: layers.ClassificationHead(4, 3), 2, 4)
 _add(lambda: layers.ClassificationHead(4, 3), 2, 4, case="softmax", call=lambda layer, x: layer.probabilities(x))
 
@@ -104,6 +105,18 @@ _add(lambda: tv.ViT(tv.ViTConfig(**{**_TINY, "activation": "relu"})), 2, 1, 4, 4
 _add(
     lambda: tv.ViT(tv.ViTConfig(**{**_TINY, "dim": 24, "depth": 2, "register_tokens": 1})),
     3, 1, 4, 4, case="larger, loss", call=_loss,
+)  # fmt: skip
+_add(
+    lambda: tv.ViT(tv.ViTConfig(**{**_TINY, "distillation_token": True, "class_position": False, "pre_logits": 3})),
+    2, 1, 4, 4, case="distilled, pre-logits, loss", call=_loss,
+)  # fmt: skip
+_add(
+    lambda: tv.ViT(tv.ViTConfig(**{**_TINY, "pool": "cls_mean", "activation": "swiglu", "register_tokens": 1})),
+    2, 1, 4, 4, case="swiglu, class token and mean, loss", call=_loss,
+)  # fmt: skip
+_add(
+    lambda: tv.ViT(tv.ViTConfig(**{**_TINY, "pool": "mean", "pool_norm": True, "num_classes": 0})),
+    2, 1, 4, 4, case="norm after the mean, no head",
 )  # fmt: skip
 _add(
     lambda: tv.ViT(tv.ViTConfig(**{**_TINY, "depth": 2, "dropout": 0.2, "checkpoint": True})),

@@ -60,6 +60,8 @@ def explain_fresh(
     dataset, config, mean, std = _described(name)
     rng = np.random.default_rng(seed)
     model = ViT(config, rng)
+    if model.head is None:
+        raise ConfigError(f"{name} describes a model without a head (num_classes 0), which has no loss to explain")
     model.head.weight.data[...] = HEAD_STD * rng.standard_normal(model.head.weight.shape)
     n = _how_many(images, config)
     if image is None and dataset is not None:

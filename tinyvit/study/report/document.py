@@ -547,7 +547,7 @@ def _attention(f: Facts) -> str:
         alt = escape(f"{f.image_name(a.rows[i])} and the attention to its patches in {many(depth, 'layer')}")
         figures += f'<figure class="{kind}"><div class="scroll"><img src="{drawn}" alt="{alt}"></div>'
         figures += f"<figcaption>{_caption(f, a, i)}</figcaption></figure>\n"
-    looks = "the class token" if f.config.model.pool == "cls" else "the mean over all tokens"
+    looks = "the mean over all tokens" if f.config.model.pool == "mean" else "the class token"
     note = f"<p>How much {looks} attends to each patch, layer by layer, the mean of its heads; bright is much.</p>\n"
     return _section("Where it looks", note, f'<div class="attention" style="--layers:{depth + 1}">\n{figures}</div>\n')
 
