@@ -12,12 +12,17 @@ __all__ += engine.__all__
 
 if TYPE_CHECKING:
     from tinyvit import study as study
+    from tinyvit.pretrained import from_pretrained as from_pretrained
 else:
 
     def __getattr__(name):
-        """`tv.study`, loaded when it is first asked for: nobody else needs it."""
-        if name != "study":
-            raise AttributeError(f"module 'tinyvit' has no attribute {name!r}")
-        import tinyvit.study
+        """`tv.study` and `tv.from_pretrained`, loaded when they are first asked for: nobody else needs them."""
+        if name == "study":
+            import tinyvit.study
 
-        return tinyvit.study
+            return tinyvit.study
+        if name == "from_pretrained":
+            import tinyvit.pretrained
+
+            return tinyvit.pretrained.from_pretrained
+        raise AttributeError(f"module 'tinyvit' has no attribute {name!r}")

@@ -135,7 +135,7 @@ class ImageFiles:
 
         def decode(place: int) -> BadImage | None:
             try:
-                images[place] = _cut(open_picture(self.paths[rows[place]]), self.reading, cuts[place])
+                images[place] = fit_picture(open_picture(self.paths[rows[place]]), self.reading, cuts[place])
             except BadImage as bad:
                 return bad
             readable[place] = True
@@ -187,19 +187,64 @@ def read_image(
     ...     read_image(file, channels=1, size=(8, 8)).shape
     (1, 8, 8)
     """
+    path = _image_file(path)
+    if path.suffix == ".npy":
+        return _from_npy(path, channels, size)
+    if channels not in (1, 3):
+        raise DataError(f"an image file gives 1 or 3 channels, but the model takes {channels}: give an .npy file")
+    reading = Reading(image_size=size, channels=channels, crop_ratio=crop_ratio, interpolation=interpolation)
+    return _made_of(path, lambda picture: fit_picture(picture, reading))
+
+
+def read_picture(source: Any, channels: int) -> Any:
+    """Read one image at its full size: a Pillow image in grey (1) or RGB (3), turned as its EXIF orientation says.
+
+    Args:
+        source: a file, told by its contents, whatever its name; or a Pillow image; or uint8 (H, W) or (H, W, C) with C
+            1, 3 or 4. What is transparent is shown as the colour that lies there.
+        channels: 1 for grey, 3 for RGB.
+
+    Raises:
+        DataError: the file is missing or no image (see `ImageFiles`), the array is no picture, or Pillow is not
+            installed.
+    """
+    if isinstance(source, str | os.PathLike):
+        return _made_of(_image_file(source), lambda picture: upright(picture, channels))
+    _pillow("reading images")
+    try:
+        return upright(_in_memory(source), channels)
+    except BadImage as bad:
+        raise DataError(f"the image {bad}") from bad.__cause__
+
+
+def _in_memory(source: Any) -> Any:
+    from PIL import Image
+
+    if isinstance(source, Image.Image):
+        if 0 in source.size:
+            raise BadImage(f"has {source.width} × {source.height} pixels")
+        return source
+    if not isinstance(source, np.ndarray):
+        raise DataError(f"an image is a path, a Pillow image or a uint8 array, not {type(source).__name__}")
+    channels = source.shape[2:] if source.ndim > 1 and source.size else None
+    if source.dtype != np.uint8 or channels not in ((), (1,), (3,), (4,)):
+        raise DataError(f"the image is {source.dtype} {source.shape}; give uint8 (H, W), or (H, W, C) with C 1, 3 or 4")
+    return Image.fromarray(source[:, :, 0] if channels == (1,) else source)
+
+
+def _image_file(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if path.is_dir():
         raise DataError(f"{path} is a folder; give the image files in it")
     if not path.is_file():
         raise DataError(f"there is no image file {path}")
-    if path.suffix == ".npy":
-        return _from_npy(path, channels, size)
+    return path
+
+
+def _made_of(path: Path, make: Callable[[Any], R]) -> R:
     _pillow(f"reading {path}")
-    if channels not in (1, 3):
-        raise DataError(f"an image file gives 1 or 3 channels, but the model takes {channels}: give an .npy file")
-    reading = Reading(image_size=size, channels=channels, crop_ratio=crop_ratio, interpolation=interpolation)
     try:
-        return _cut(open_picture(path, by_name=False), reading)
+        return make(open_picture(path, by_name=False))
     except BadImage as bad:
         raise DataError(f"{path} cannot be read as an image: it {bad}") from bad.__cause__
 
@@ -304,7 +349,8 @@ def upright_size(picture: Any) -> tuple[int, int]:
     return (height, width) if _orientation(picture) in SIDEWAYS else (width, height)
 
 
-def _cut(picture: Any, reading: Reading, box: Box | None = None) -> np.ndarray:
+def fit_picture(picture: Any, reading: Reading, box: Box | None = None) -> np.ndarray:
+    """Cut the centre, or a box, out of a Pillow image and resize it, in one: uint8 (C, H, W), as `ImageFiles` says."""
     from PIL import Image
 
     if picture.format not in DRAFTED:
@@ -363,9 +409,10 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_cores(), thread_name_prefix="tinyvit-images")
 
 
-def in_parallel(function: Callable[[T], R], items: Iterable[T], workers: int) -> list[R]:
+def in_parallel(function: Callable[[T], R], items: Iterable[T], workers: int | None = None) -> list[R]:
     """Return ``[function(item) for item in items]``, computed by this thread and up to ``workers − 1`` of the pool's.
 
+    Without a number of workers there is one a core.
     This thread does all that no other takes up, so that nothing waits for a busy pool, or for one that was left
     behind in another process by a fork.
     """
@@ -380,7 +427,7 @@ def in_parallel(function: Callable[[T], R], items: Iterable[T], workers: int) ->
                 return
             results[place] = function(item)
 
-    helpers = [_pool().submit(work) for _ in range(min(workers, len(jobs)) - 1)]
+    helpers = [_pool().submit(work) for _ in range(min(workers or _cores(), len(jobs)) - 1)]
     try:
         work()
     finally:

@@ -59,7 +59,7 @@ def save_checkpoint(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarra
     """
     ready = {name: _plain(name, array) for name, array in arrays.items()}
     text = json.dumps({"format": FORMAT, "meta": meta})
-    write_atomically(Path(path), _safetensors(ready, {"tinyvit": text, "crc32": _crc32(text, ready)}))
+    write_atomically(Path(path), safetensors_pieces(ready, {"tinyvit": text, "crc32": _crc32(text, ready)}))
 
 
 save_model = save_checkpoint
@@ -140,7 +140,7 @@ def _crc32(text: str, arrays: Mapping[str, np.ndarray]) -> str:
     return f"{crc:08x}"
 
 
-def _safetensors(arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> Iterator[Any]:
+def safetensors_pieces(arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> Iterator[Any]:
     """Yield a safetensors file piece by piece: the header's length, the header, the arrays' own memory.
 
     The library's `save` would take twice the arrays' size in memory (1.1 GB for 566 MB), and its `save_file`

@@ -1,0 +1,30 @@
+"""Weights by name from the Hugging Face Hub, through the library huggingface_hub (the extra `hub`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tinyvit.pretrained.containers import PREFERRED, SETTINGS, WeightsError
+
+HUB = "hf://"
+
+
+def download(address: str) -> Path:
+    """Return the folder of ``hf://owner/name`` or ``hf://owner/name@revision``, downloaded once and kept.
+
+    Only weights and their settings are fetched. ``HF_HOME`` and ``HF_HUB_OFFLINE`` are that library's own settings.
+
+    Raises:
+        WeightsError: the library is missing, or it cannot fetch them.
+    """
+    name, _, revision = address.removeprefix(HUB).partition("@")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise WeightsError(f"{address} needs huggingface_hub: pip install 'tinyvit[hub]'") from error
+    try:
+        files = [*PREFERRED, "*.safetensors", *SETTINGS]
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=files))
+    except Exception as error:  # many types: no such model, no network, a gated one
+        reason = str(error).strip().partition("\n")[0]
+        raise WeightsError(f"{address} cannot be fetched: {reason}") from error

@@ -1,0 +1,153 @@
+"""From a file of weights to a ViT, with a report of what was done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyvit.pretrained.containers import open_weights
+from tinyvit.pretrained.families import anatomy, family_of, unwrap
+from tinyvit.pretrained.families.contents import Contents, Family, Named
+from tinyvit.pretrained.fitting import Fitting
+from tinyvit.pretrained.hub import HUB, download
+from tinyvit.pretrained.own import is_own, open_own
+from tinyvit.pretrained.preprocessing import Preprocessing
+from tinyvit.pretrained.report import Report
+from tinyvit.vit import ViT, ViTConfig
+
+FREE = (  # fields of the config that a caller may set: no array's shape depends on them
+    "num_heads", "activation", "eps", "resampling", "dropout", "attention_dropout", "drop_path", "checkpoint",
+)  # fmt: skip
+
+
+class PretrainedViT(ViT):
+    """A ViT with weights that others trained, in evaluation mode; see `from_pretrained`.
+
+    Attributes:
+        report: what was done to make it: ``print(model.report)``.
+        preprocessing: what its images go through: ``model(model.preprocessing("cat.jpg"))``.
+        classes: the names of its classes, or () where the file has none.
+    """
+
+    report: Report
+    preprocessing: Preprocessing
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(config, _Blank())  # type: ignore[arg-type]
+        self.eval()
+
+
+class _Blank:
+    """In place of a random generator where no number that it draws is kept."""
+
+    def standard_normal(self, shape: tuple[int, ...]) -> np.ndarray:
+        return np.zeros(shape, np.float32)
+
+    def uniform(self, low: float, high: float, shape: tuple[int, ...]) -> np.ndarray:
+        return np.zeros(shape, np.float32)
+
+
+def from_pretrained(
+    path: str | Path,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    patch_size: int | None = None,
+    channels: int | None = None,
+    num_classes: int | None = None,
+    family: str | None = None,
+    device: str = "cpu",
+    **settings: Any,
+) -> PretrainedViT:
+    """Return a ViT with the weights of a file or folder that somebody else made, or of a run of tinyvit.
+
+    It opens Google's ``.npz`` (vit_jax, big_vision), files of timm, DeiT, DeiT-III, DINO and DINOv2, and folders of
+    Hugging Face's ViT, DeiT, DINO and Dinov2 with and without registers, from safetensors, ``.npz`` and what
+    `torch.save` wrote, and runs no code in them. What the arrays do not show (the form of GELU, LayerNorm's eps, how
+    positions are resampled, the preprocessing) is a fact of the family and stands in the model's config; what had to
+    be guessed is in its report.
+
+    Args:
+        path: a file, a folder with ``config.json``, or ``hf://owner/name`` (with ``@revision``), which needs the
+            extra `hub`.
+        image_size: H = W, or (H, W), in pixels, of the images to come; positions are resampled, as the family does it.
+        patch_size: another P, the patches' kernel resized so that products are kept (FlexiViT's PI-resize).
+        channels: another C, the kernel summed or repeated (see `adapt_channels`).
+        num_classes: another K: a new head, zero at first, in place of the file's; 0 for none.
+        family: one of `tinyvit.pretrained.families.FAMILIES`, where names alone do not tell.
+        device: "cpu", "gpu" or "auto".
+        **settings: other values for num_heads, activation, eps, resampling, dropout, attention_dropout, drop_path or
+            checkpoint of `ViTConfig`.
+
+    Raises:
+        WeightsError: the file cannot be opened, is of a kind that tinyvit does not have (which is named), or lacks
+            arrays, has unknown ones, or numbers that are not finite.
+        ValueError: the sizes make no ViT.
+        TypeError: a setting that is none.
+
+    >>> import tempfile
+    >>> from tinyvit.pretrained import save_pretrained
+    >>> config = ViTConfig(image_size=32, patch_size=8, dim=64, depth=1, num_heads=1, num_classes=3)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_pretrained(ViT(config), folder)
+    ...     model = from_pretrained(folder, image_size=(48, 32), num_classes=10)
+    >>> model(np.zeros((2, 3, 48, 32), np.float32)).shape
+    (2, 10)
+    >>> model.report.changed
+    {'pos_embed': 'resampled from 4×4 to 6×4 patches (bicubic_antialias)'}
+    """
+    wrong = [name for name in settings if name not in FREE]
+    if wrong:
+        raise TypeError(f"from_pretrained takes no {', '.join(wrong)}; what may be set is {', '.join(FREE)}")
+    contents, kind = _opened(download(str(path)) if str(path).startswith(HUB) else path, family)
+    weights, named = contents.weights, Named(contents, kind)
+    asked: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size, "channels": channels, **settings}
+    asked = {name: value for name, value in {**asked, "num_classes": num_classes}.items() if value is not None}
+    shapes = anatomy(weights.path, named)
+    description = kind.describe(contents, shapes)
+    fitting = Fitting(weights.path, named, shapes, description, asked)
+    config = fitting.config
+    model = PretrainedViT(config)
+    model.load_state_dict(fitting.arrays(dict(model.named_parameters())))
+    model.to(device=device)
+    model.preprocessing = _for_images(description.preprocessing, config)
+    model.classes = description.classes if len(description.classes) == config.num_classes else ()
+    model.report = Report(
+        str(path),
+        kind.title,
+        weights.container,
+        tuple(sorted({weights.dtype(name) for name in weights})),
+        config,
+        model.preprocessing,
+        mapped={ours: tuple(contents.origin[t] for t in theirs) for ours, theirs in fitting.used.items()},
+        ignored={contents.origin.get(name, name): why for name, why in {**named.ignored, **fitting.ignored}.items()},
+        missing=fitting.missing,
+        changed=fitting.changed,
+        guessed={name: why for name, why in fitting.guessed.items() if name not in asked},
+        asked=fitting.asked,
+    )
+    return model
+
+
+def _opened(path: str | Path, family: str | None) -> tuple[Contents, Family]:
+    if family is None and is_own(path):
+        weights, kind = open_own(path)
+        return unwrap(weights), kind
+    contents = unwrap(open_weights(path))
+    return contents, family_of(contents, family)
+
+
+def _for_images(preprocessing: Preprocessing, config: ViTConfig) -> Preprocessing:
+    """The same for images of the model's size and channels; grey ones have the mean and spread of the colours."""
+    if config.channels == preprocessing.channels:
+        fitted = preprocessing
+    elif config.channels == 1:
+        mean, std = ((float(np.mean(values)),) for values in (preprocessing.mean, preprocessing.std))
+        fitted = replace(preprocessing, channels=1, mean=mean, std=std)
+    else:
+        return preprocessing  # no image file has so many: the caller's arrays do
+    size = config.height, config.width
+    return fitted if size == fitted.size else fitted.for_size(size)
