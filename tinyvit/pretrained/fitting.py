@@ -117,6 +117,7 @@ class Fitting:
         self._edits["reg_token"] = lambda: tokens + table[:, n : n + registers]
         self._edits["pos_embed"] = lambda: np.delete(table, range(n, n + registers), axis=1)
         self.changed["reg_token"] = "the registers' positions are added to them"
+        self.changed["pos_embed"] = "without those of the registers"
 
     def _fold_distillation(self, facts: dict[str, Any], placed: bool) -> None:
         """A distillation token that no head reads is a register."""
@@ -124,6 +125,7 @@ class Fitting:
         self._edits["reg_token"] = lambda: token + table[:, 1:2] if placed else token
         if placed:
             self._edits["pos_embed"] = lambda: np.delete(table, 1, axis=1)
+            self.changed["pos_embed"] = "without that of the distillation token"
         facts |= {"distillation_token": False, "register_tokens": 1}
         self.changed["reg_token"] = "the distillation token, which no head reads, with its position"
 

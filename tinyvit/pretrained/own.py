@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +34,7 @@ class OwnPreprocessing(Preprocessing):
     def levels(self, image: Any) -> np.ndarray:
         """See `Preprocessing.levels`."""
         r = self._reading
-        if isinstance(image, str | os.PathLike):
+        if isinstance(image, str | Path):
             return read_image(image, r.channels, r.size, r.crop_ratio, r.interpolation).astype(np.float32)
         return fit_picture(read_picture(image, r.channels), r).astype(np.float32)
 
