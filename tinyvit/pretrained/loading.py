@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +112,7 @@ def from_pretrained(
     model = PretrainedViT(config)
     model.load_state_dict(fitting.arrays(dict(model.named_parameters())))
     model.to(device=device)
-    model.preprocessing = _for_images(description.preprocessing, config)
+    model.preprocessing = description.preprocessing.for_images((config.height, config.width), config.channels)
     model.classes = description.classes if len(description.classes) == config.num_classes else ()
     model.report = Report(
         str(path),
@@ -138,16 +137,3 @@ def _opened(path: str | Path, family: str | None) -> tuple[Contents, Family]:
         return unwrap(weights), kind
     contents = unwrap(open_weights(path))
     return contents, family_of(contents, family)
-
-
-def _for_images(preprocessing: Preprocessing, config: ViTConfig) -> Preprocessing:
-    """The same for images of the model's size and channels; grey ones have the mean and spread of the colours."""
-    if config.channels == preprocessing.channels:
-        fitted = preprocessing
-    elif config.channels == 1:
-        mean, std = ((float(np.mean(values)),) for values in (preprocessing.mean, preprocessing.std))
-        fitted = replace(preprocessing, channels=1, mean=mean, std=std)
-    else:
-        return preprocessing  # no image file has so many: the caller's arrays do
-    size = config.height, config.width
-    return fitted if size == fitted.size else fitted.for_size(size)

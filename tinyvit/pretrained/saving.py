@@ -55,7 +55,9 @@ def save_pretrained(
     if layout not in LAYOUTS:
         raise WeightsError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
     c = model.config
-    preprocessing = preprocessing or getattr(model, "preprocessing", None) or TIMM.for_size((c.height, c.width))
+    preprocessing = (
+        preprocessing or getattr(model, "preprocessing", None) or TIMM.for_images((c.height, c.width), c.channels)
+    )
     classes = tuple(classes) or getattr(model, "classes", ())
     arrays, config, preprocessor = LAYOUTS[layout](model, preprocessing, classes)
     folder = Path(folder)
@@ -92,15 +94,17 @@ def _timm(model: ViT, preprocessing: Preprocessing, classes: Sequence[str]) -> F
     if c.register_tokens and not apart:  # timm's registers have positions where the class token has one
         arrays["cls_token"] = arrays["cls_token"] + arrays["pos_embed"][:, :1]
         arrays["pos_embed"], apart = arrays["pos_embed"][:, 1:], True
-    glu = c.activation == "swiglu"
+    glu, pool = c.activation == "swiglu", "token" if c.pool == "cls" else "avg"
     args: dict[str, Any] = {
         "img_size": [c.height, c.width],
         "patch_size": c.patch_size,
         "in_chans": c.channels,
+        "num_classes": c.num_classes,
+        "global_pool": pool,
         "embed_dim": c.dim,
         "depth": c.depth,
         "num_heads": c.num_heads,
-        "mlp_ratio": ratio_for(c.dim, 2 * c.mlp_hidden) if glu else c.mlp_ratio,
+        "mlp_ratio": ratio_for(c.dim, 2 * c.mlp_hidden) if glu else float(c.mlp_ratio),
         "qkv_bias": c.qkv_bias,
         "init_values": c.layer_scale or None,
         "class_token": c.class_token,
@@ -110,7 +114,6 @@ def _timm(model: ViT, preprocessing: Preprocessing, classes: Sequence[str]) -> F
     }
     if not glu:
         args["act_layer"] = TIMM_ACTIVATIONS[c.activation]
-    pool = "token" if c.pool == "cls" else "avg"
     cfg = {
         "input_size": [c.channels, c.height, c.width],
         "interpolation": preprocessing.interpolation if preprocessing.interpolation in PILLOW else "bilinear",

@@ -65,7 +65,11 @@ def _described(
             known = ", ".join(ACTIVATIONS)
             raise WeightsError(f"{contents.weights.path}: its hidden_act is {name!r}; known are {known}")
         config["activation"] = ACTIVATIONS[name]
-    for ours, theirs in (("num_heads", "num_attention_heads"), ("image_size", "image_size")):
+    for ours, theirs in (
+        ("num_heads", "num_attention_heads"),
+        ("image_size", "image_size"),
+        ("layer_scale", "layerscale_value"),
+    ):
         if theirs in settings:
             config[ours] = settings[theirs]
     if not settings:

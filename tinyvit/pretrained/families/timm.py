@@ -65,8 +65,9 @@ def _describe(contents: Contents, anatomy: Anatomy) -> Description:
     config: dict[str, Any] = {"eps": 1e-6, "resampling": "bicubic_antialias", **_pooling(contents, anatomy)}
     guessed: dict[str, str] = {}
     _check_arguments(contents, args)
-    if "num_heads" in args:
-        config["num_heads"] = args["num_heads"]
+    for ours, theirs in (("num_heads", "num_heads"), ("layer_scale", "init_values")):
+        if args.get(theirs):
+            config[ours] = args[theirs]
     if anatomy.config.get("activation") != "swiglu":
         config["activation"] = _activation(contents, args)
     if "architecture" not in settings:
