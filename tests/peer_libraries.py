@@ -1,31 +1,39 @@
-"""The libraries that others use: timm and transformers beside torchvision, where they are installed."""
+"""Other libraries as oracles; a test that needs one is skipped where it is missing."""
 
-import functools
+import warnings
+from functools import cache
 
 import pytest
 
-torch = pytest.importorskip("torch")
 
-
-@functools.cache
+@cache
 def torchvision_module():
-    """Torchvision, whatever build of PyTorch it was compiled for: two of its ops are declared if they are not there."""
-    library = torch.library.Library("torchvision", "DEF")
-    for op in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, op):
-            library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    torchvision = pytest.importorskip("torchvision")
-    torchvision._declared = library  # as long as it lives, they stay declared
+    """Import torchvision, also where its wheel was built for another PyTorch and its compiled ops do not load."""
+    torch = pytest.importorskip("torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            torchvision = pytest.importorskip("torchvision")
+        except RuntimeError:  # it registers shapes for ops that are not there; so let them be there
+            library = torch.library.Library("torchvision", "DEF")
+            for op in ("nms", "qnms"):
+                library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            torchvision_module.library = library  # ops live as long as their library
+            torchvision = pytest.importorskip("torchvision")
     return torchvision
 
 
 def timm_module():
-    """Timm, which imports torchvision."""
+    """Import timm, which imports torchvision."""
     torchvision_module()
-    return pytest.importorskip("timm")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("timm")
 
 
 def transformers_module():
-    """Transformers, some of which imports torchvision where there is one."""
+    """Import transformers, parts of which import torchvision where there is one."""
     torchvision_module()
-    return pytest.importorskip("transformers")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("transformers")

@@ -88,7 +88,7 @@ class ImageFiles:
     dtype, ndim = np.dtype(np.uint8), 4
 
     def __init__(self, paths: Iterable[str | Path], reading: Reading = Reading()) -> None:
-        _pillow("reading images")
+        _pillow()
         if reading.channels not in (1, 3):
             raise DataError(f"channels is {reading.channels}; pictures are read as 1 (grey) or 3 (RGB)")
         self.paths = [os.fspath(path) for path in paths]
@@ -210,7 +210,7 @@ def read_picture(source: Any, channels: int) -> Any:
     """
     if isinstance(source, str | os.PathLike):
         return _made_of(_image_file(source), lambda picture: upright(picture, channels))
-    _pillow("reading images")
+    _pillow()
     try:
         return upright(_in_memory(source), channels)
     except BadImage as bad:
@@ -242,7 +242,7 @@ def _image_file(path: str | os.PathLike[str]) -> Path:
 
 
 def _made_of(path: Path, make: Callable[[Any], R]) -> R:
-    _pillow(f"reading {path}")
+    _pillow()
     try:
         return make(open_picture(path, by_name=False))
     except BadImage as bad:
@@ -267,11 +267,11 @@ def _from_npy(path: Path, channels: int, size: tuple[int, int]) -> np.ndarray:
 
 
 @cache
-def _pillow(purpose: str) -> None:
+def _pillow() -> None:
     try:
         from PIL import Image
     except ImportError as error:
-        raise DataError(f"{purpose} needs Pillow: pip install 'tinyvit[vision]'") from error
+        raise DataError("reading images needs Pillow: pip install 'tinyvit[vision]'") from error
     Image.init()  # now, and not in many threads at once
 
 

@@ -26,7 +26,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 PILLOW = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # its numbers 0 to 5
-RESIZES = {"shortest": "shortest side to", "longest": "longest side to", "squash": "squashed to", "none": "as it is"}
+RESIZES = ("shortest", "longest", "squash", "none")
 CONVENTIONS = ("timm", "huggingface", "vit_jax", "big_vision")
 SMALL = 1e-6  # what is divided by is larger
 MAX_SIDE = 2**14  # pixels; a strip of 1 × 9999 with its shortest side at 256 would take gigabytes
@@ -62,9 +62,9 @@ class Preprocessing:
             "area".
         mean, std: of each channel, where white is 1: the model sees ``(level / 255 − mean) / std``.
         channels: 3 (RGB) or 1 (grey).
-        convention: whose rules round. "timm" (and torchvision) and "huggingface" round the longer side down, where
-            `resize_to` is square, and differ in where an odd remainder's middle begins; "big_vision" rounds to the
-            nearest and cuts TensorFlow's levels down to whole ones; "vit_jax" leaves these as they are.
+        convention: whose rules to round by. "timm" (and torchvision) and "huggingface" round the longer side down,
+            where `resize_to` is square, and differ in where an odd remainder's middle begins; "big_vision" rounds to
+            the nearest and cuts TensorFlow's levels down to whole ones; "vit_jax" leaves these as they are.
         crop_pct: timm's: `for_size` resizes to the new size divided by it.
 
     Raises:
@@ -145,8 +145,7 @@ class Preprocessing:
         Raises:
             DataError: it is no image, or too long for its width.
         """
-        picture = read_picture(image, self.channels)
-        return self._middle(self._resized(picture))
+        return self._middle(self._resized(read_picture(image, self.channels)))
 
     def for_size(self, size: int | Size) -> Preprocessing:
         """Return the same for images of another size (H = W, or (H, W)): what is cut off stays the same share.
@@ -164,17 +163,13 @@ class Preprocessing:
         return replace(self, size=size, resize_to=(h, w))
 
     def __str__(self) -> str:
-        square = self._target[0] == self._target[1]
-        target = "{}×{}".format(*self._target)
-        if self.resize == "none":
-            steps = RESIZES["none"]
-        elif self.resize == "squash" or square:
-            target = target if self.resize == "squash" else str(self._target[0])
-            steps = f"{RESIZES[self.resize]} {target} pixels ({self.interpolation})"
-        else:
-            steps = f"to {'cover' if self.resize == 'shortest' else 'fit into'} {target} pixels ({self.interpolation})"
+        (h, w), (height, width) = self._target, self.size
+        square = {"shortest": f"shortest side to {h}", "longest": f"longest side to {h}"}
+        other = {"shortest": f"to cover {h}×{w}", "longest": f"to fit into {h}×{w}", "squash": f"squashed to {h}×{w}"}
+        words = other | square if h == w else other
+        steps = "as it is" if self.resize == "none" else f"{words[self.resize]} pixels ({self.interpolation})"
         if self.resize != "squash" or self._target != self.size:
-            steps += ", centre {}×{}".format(*self.size)
+            steps += f", centre {height}×{width}"
         mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
         return f"{steps}{', grey' if self.channels == 1 else ''}, mean {mean}, std {std}"
 
@@ -265,7 +260,9 @@ class Preprocessing:
         if new == old:
             return np.asarray(picture).reshape(*new, self.channels)
         if self.interpolation in PILLOW:
-            resized = picture.resize(new[::-1], Image.Resampling[self.interpolation.upper()])
+            method = Image.Resampling[self.interpolation.upper()]
+            # Across, then down, as Pillow did when the weights were made: since 13 it begins with what shrinks more.
+            resized = picture.resize((new[1], old[0]), method).resize(new[::-1], method)
             return np.asarray(resized).reshape(*new, self.channels)
         rows, columns = (MATRICES[self.interpolation](*sizes) for sizes in zip(old, new, strict=True))
         planes = np.asarray(picture).reshape(*old, self.channels).transpose(2, 0, 1)
