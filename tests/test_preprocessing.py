@@ -159,7 +159,7 @@ def processor(kind, config, backend):
 
 @pytest.mark.parametrize(("kind", "config"), HUGGINGFACE, ids=str)
 def test_transformers_to_the_pixel_with_pillow_and_within_a_level_with_pytorch(kind, config):
-    """PyTorch rounds the weights of a filter; with bicubic, a level of ten thousand or more is two off for that."""
+    """PyTorch rounds the weights of a filter; with bicubic, fewer than one level in ten thousand is two off."""
     pillow, pytorch = (processor(kind, config, backend) for backend in ("Pil", ""))
     preprocess = Preprocessing.from_huggingface(json.loads(pytorch.to_json_string()))
     assert Preprocessing.from_huggingface({"image_processor_type": f"{kind}ImageProcessor"} | config) == preprocess
