@@ -809,7 +809,7 @@ def test_a_step_of_adamw_is_that_of_the_array_code(dtype, size, step, decay):
     for on in (True, False):
         arrays = [a.copy() for a in (p, g, m, v)]
         with kernels.switched(on):
-            optimizer.update(NUMPY, arrays[0], arrays[1], arrays[2:], step, decay)
+            optimizer.update(NUMPY, arrays[0], arrays[1], arrays[2:], 1e-2, step, decay)
         np.testing.assert_array_equal(arrays[1], g)
         both.append(arrays)
     assert not np.array_equal(both[0][0], p)

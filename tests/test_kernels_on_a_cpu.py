@@ -18,7 +18,7 @@ from test_without_a_gpu import stand_in  # noqa: F401 -- a fixture
 import tinyvit as tv
 from tinyvit.engine import kernels
 from tinyvit.engine.kernels import gpu
-from tinyvit.training import EMA, SGD, AdamW, Trainer, cosine
+from tinyvit.training import EMA, SGD, AdamW, Trainer, cosine, freeze, layer_scales
 
 pytest.importorskip("ml_dtypes", reason="bfloat16 on the host needs ml_dtypes")
 pytestmark = pytest.mark.skipif(not cuda_on_a_cpu.available(), reason="needs g++")
@@ -171,14 +171,17 @@ def test_in_a_model_every_sum_of_a_residual_is_made_by_a_norm(launched, precisio
 # -------------------------------------------------------------------------------------------------- a step as a graph
 
 
-def trained(recorded=True, batches=(12,) * 6, optimizer=AdamW, **settings):
+def trained(recorded=True, batches=(12,) * 6, optimizer=AdamW, frozen=0, layer_decay=1.0, **settings):
     """(losses, parameters, averages, the trainer) after some steps of a graph, or of what it records."""
     config = tv.ViTConfig(8, 4, channels=1, num_classes=10, dim=32, depth=1, num_heads=2, dropout=0.2)
     model = tv.ViT(config, np.random.default_rng(0))
     model.to(device="gpu")
-    ema = EMA(model.named_parameters(), decay=0.9)
+    freeze(model, frozen)
+    free = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    ema = EMA(free.items(), decay=0.9)
     loader = SimpleNamespace(batch_size=12)
-    made = optimizer(model.named_parameters(), lr=1e-3, weight_decay=0.1)
+    scales = layer_scales(free, config.depth, layer_decay)
+    made = optimizer(free.items(), lr=1e-3, weight_decay=0.1, lr_scales=scales)
     trainer = Trainer(
         model, made, cosine(1e-2, total=8, warmup=2), loader, epochs=1, clip_norm=0.5, ema=ema, graph=True, **settings
     )
@@ -194,13 +197,25 @@ def trained(recorded=True, batches=(12,) * 6, optimizer=AdamW, **settings):
     return losses, np.concatenate([p.numpy().ravel() for p in model.parameters()]), ema.state_dict(), trainer
 
 
-@pytest.mark.parametrize("settings", [{}, {"precision": "bf16"}, {"precision": "fp16"}, {"optimizer": SGD}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"precision": "bf16"},
+        {"precision": "fp16"},
+        {"optimizer": SGD},
+        {"layer_decay": 0.5},
+        {"frozen": 1, "layer_decay": 0.5},
+        {"frozen": -1},
+    ],
+    ids=str,
+)
 def test_a_whole_step_as_a_graph_gives_the_bits_of_one_without(settings):
     """Forward, backward, clipping, update and averages; the step size and the corrections change with every step."""
     losses, parameters, averages, plain = trained(recorded=False, **settings)
     again, moved, drawn, trainer = trained(**settings)
     assert trainer._backward.recorded
-    assert trainer._whole == (settings in ({}, {"precision": "bf16"}))
+    assert trainer._whole == ("optimizer" not in settings and settings.get("precision") != "fp16")
     assert again == losses
     assert (moved == parameters).all()
     assert all((drawn[name] == averages[name]).all() for name in averages)

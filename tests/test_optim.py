@@ -92,6 +92,34 @@ def test_fifty_steps_agree_with_pytorch(case, dtype):
         np.testing.assert_allclose(p.numpy(), yours[name].detach().numpy(), **close, err_msg=name)
 
 
+@pytest.mark.parametrize("on", [True, False], ids=["kernels", "no kernels"])
+@pytest.mark.parametrize("case", CASES)
+def test_step_sizes_of_their_own_agree_with_pytorchs_groups(case, on):
+    torch = pytest.importorskip("torch")
+    ours, theirs, settings = CASES[case]
+    scales = {"embed.weight": 0.25, "embed.bias": 0.25, "pos": 0.0}
+    mine = leaves(0)
+    optimizer = ours(mine.items(), **settings, lr_scales=scales)
+    yours = {name: torch.tensor(a, requires_grad=True) for name, a in arrays(0).items()}
+    groups = [{"params": [p], **({} if p.ndim > 1 else {"weight_decay": 0.0})} for p in yours.values()]
+    reference = getattr(torch.optim, theirs)(groups, **settings)
+    lr = cosine(optimizer.lr, total=STEPS, warmup=5)
+    with kernels.switched(on):
+        for step in range(STEPS):
+            optimizer.lr = lr(step)
+            for name, group in zip(yours, reference.param_groups, strict=True):
+                group["lr"] = lr(step) * scales.get(name, 1.0)
+            set_gradients(mine, step)
+            for name, p in mine.items():
+                yours[name].grad = torch.tensor(p.grad.numpy())
+            optimizer.step()
+            reference.step()
+    for name, p in mine.items():
+        np.testing.assert_allclose(p.numpy(), yours[name].detach().numpy(), rtol=1e-12, atol=1e-14, err_msg=name)
+    assert_same({"pos": mine["pos"].numpy()}, {"pos": arrays(0)["pos"]})
+    assert optimizer.state_dict().keys() == ours(leaves(0).items(), **settings).state_dict().keys()
+
+
 @pytest.mark.parametrize("max_norm", [0.5, 3.0, 1e3])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_clipping_agrees_with_pytorch(max_norm, dtype):
@@ -491,6 +519,50 @@ def test_gradients_in_the_flat_buffer_and_elsewhere_give_the_same_bits(kind, on)
                 optimizer.step()
             found.append({name: p.numpy().tobytes() for name, p in parameters.items()})
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("scales", "runs"),
+    [(None, 2), (dict.fromkeys(SHAPES, 1.0), 2), (dict.fromkeys(SHAPES, 0.5), 2), ({"pos": 0.5}, 3)],
+    ids=["none", "ones", "halves", "one other"],
+)
+def test_neighbours_of_one_step_size_are_updated_in_one_run_to_the_same_bits(scales, runs):
+    found = []
+    for kind in (AdamW, Alone):
+        parameters, calls = leaves(0, np.float32), []
+        optimizer = kind(parameters.items(), lr=0.1, weight_decay=0.1, lr_scales=scales)
+        update = optimizer.update
+        optimizer.update = lambda *given, update=update, calls=calls: calls.append(1) or update(*given)
+        for name, p in parameters.items():
+            p.backward(arrays(1)[name].astype(np.float32))
+        optimizer.step()
+        found.append({name: p.numpy() for name, p in parameters.items()})
+        assert len(calls) == (runs if kind is AdamW else len(SHAPES))
+    assert_same(*found)
+    if scales is None or set(scales.values()) == {1.0}:
+        expected = leaves(0, np.float32)
+        run(AdamW(expected.items(), lr=0.1, weight_decay=0.1), expected, [-999])  # the gradients of arrays(1)
+        assert_same(found[0], {name: p.numpy() for name, p in expected.items()})
+
+
+class Alone(AdamW):
+    """Each parameter in a run of its own."""
+
+    def _runs(self, group):
+        data, spans = self._data[group], self._data[group].spans
+        runs = super()._runs(group)
+        pieces = [run._replace(span=s) for run in runs for s in spans if run.span.start <= s.start < run.span.stop]
+        assert sum(s.stop - s.start for s in spans) == data.whole.size
+        return pieces
+
+
+def test_a_step_size_for_a_stranger_or_below_zero_is_refused():
+    w = tv.tensor([1.0], requires_grad=True)
+    with pytest.raises(ValueError, match="lr_scales names 'v', which is not among the parameters"):
+        AdamW([("w", w)], lr_scales={"v": 0.5})
+    for bad in (-0.5, math.nan, math.inf):
+        with pytest.raises(ValueError, match=r"lr_scales\['w'\] is .*; it must be"):
+            SGD([("w", w)], lr=1.0, lr_scales={"w": bad})
 
 
 def test_parameters_of_several_dtypes_are_stepped_each_in_its_own():

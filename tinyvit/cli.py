@@ -26,9 +26,11 @@ from tinyvit.data.datasets import ON_BAD_IMAGE
 from tinyvit.engine import BackendError
 from tinyvit.engine.backend import namespace_on
 from tinyvit.engine.mixed_precision import PRECISIONS
+from tinyvit.pretrained import WeightsError
 from tinyvit.training import (
     CheckpointError,
     ConfigError,
+    Initial,
     Interrupted,
     NonFiniteLossError,
     Run,
@@ -48,6 +50,7 @@ EXIT_CODES: dict[type[Exception], int] = {
     ConfigError: WRONG_USAGE,
     BackendError: WRONG_USAGE,
     DataError: BAD_DATA,
+    WeightsError: BAD_DATA,
     CheckpointError: BAD_DATA,
     study.ExplainError: BAD_DATA,
     OSError: BAD_DATA,
@@ -96,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, metavar="N", help="of weights, order, augmentation and dropout")
     train.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (a new one in runs/ if left out)")
     train.add_argument("--resume", action="store_true", help="go on with the run in DIR (the newest one if left out)")
+    train.add_argument("--init", metavar="WEIGHTS", help="start from trained weights: their file or folder, or a run")
     train.add_argument("--config", type=Path, metavar="FILE.toml", help="the config; the other options come on top")
     train.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="one value of the config: training.lr=1e-3"
@@ -232,6 +236,7 @@ def _train(options: argparse.Namespace) -> int:
         ("data", "name", options.data),
         ("training", "seed", options.seed),
         ("training", "precision", options.precision),
+        ("training", "init", options.init),
         ("data", "on_bad_image", options.on_bad_image),
     ):
         if value is not None:
@@ -244,11 +249,14 @@ def _train(options: argparse.Namespace) -> int:
     )
     if options.epochs is not None:
         tables = for_epochs(tables, options.epochs)
+    init = tables["training"].get("init")
+    initial = _open_initial(init) if init and not (options.resume and folder and Run.goes_on(folder)) else None
     if options.print_config:
-        print(resolve(tables, open_dataset(tables, offline=True)).to_toml(), end="")
+        dataset = open_dataset(tables, offline=True, initial=initial)
+        print(resolve(tables, dataset, initial).to_toml(), end="")
         return GOOD
     folder = folder or _new_folder(tables["data"].get("name", "digits"))
-    run = Run(tables, folder, options.device, options.resume, options.workers, options.graph, options.offline)
+    run = Run(tables, folder, options.device, options.resume, options.workers, options.graph, options.offline, initial)
     _introduce(run)
     received: list[int] = []
     try:
@@ -270,6 +278,13 @@ def _train(options: argparse.Namespace) -> int:
     accuracy = f"test accuracy {final['test_accuracy']:.2%}, " if "test_accuracy" in final else ""
     print(f"{accuracy}{final['seconds']:.1f} s of training, files in {folder}/{pictures}")
     return GOOD
+
+
+def _open_initial(path: str) -> Initial:
+    from tinyvit import pretrained
+
+    initial: Initial = pretrained.initial(path)  # type: ignore[attr-defined]
+    return initial
 
 
 def _newest_run() -> Path:
@@ -297,6 +312,11 @@ def _introduce(run: Run) -> None:
         f"{trainer.model.num_parameters:,} parameters, on the {trainer.model.device}; "
         f"{study.many(c.training.epochs, 'epoch')} of {study.many(len(trainer.loader), 'step')}, seed {c.training.seed}"
     )
+    if run.config.training.init and not run.resumed_from:
+        print(f"starts from {run.config.training.init}")
+    if run.config.training.freeze:
+        trained = sum(p.size for p in trainer.optimizer.parameters)
+        print(f"frozen: all but {trained:,} parameters")
     for error in run.damaged:
         print(f"tinyvit: passed over: {error}", file=sys.stderr)
     if run.resumed_from and trainer.epoch < trainer.epochs:
@@ -553,7 +573,7 @@ def _model_config(model: str) -> ViTConfig:
     if path.is_dir():
         path = path / "config.toml"
     if path.suffix == ".toml":
-        return read_model_config(path)
+        return read_model_config(path, _open_initial)
     if path.suffix == ".safetensors":
         return load_trained(path).config.model
     try:

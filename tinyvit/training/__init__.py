@@ -4,6 +4,7 @@ from tinyvit.training.checkpoint import CheckpointError, load_checkpoint, save_c
 from tinyvit.training.config import Config, ConfigError, DataConfig, TrainingConfig
 from tinyvit.training.ema import EMA
 from tinyvit.training.evaluation import evaluate, infer, predict, top_k
+from tinyvit.training.finetuning import Initial, freeze, layer_scales
 from tinyvit.training.graph import StepGraph
 from tinyvit.training.loss_scale import LossScale
 from tinyvit.training.optim import SGD, Adam, AdamW, Optimizer, clip_grad_norm
@@ -22,6 +23,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataConfig",
+    "Initial",
     "Interrupted",
     "LossScale",
     "NonFiniteLossError",
@@ -35,7 +37,9 @@ __all__ = [
     "constant",
     "cosine",
     "evaluate",
+    "freeze",
     "infer",
+    "layer_scales",
     "load_checkpoint",
     "load_trained",
     "on_device",

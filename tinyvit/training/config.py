@@ -23,6 +23,7 @@ import tomli_w
 
 from tinyvit.data import DATASETS, DataError, Dataset, Reading, augmentations, load_dataset, unknown_name
 from tinyvit.engine.mixed_precision import PRECISIONS
+from tinyvit.training.finetuning import ALL_BUT_THE_HEAD, Initial
 from tinyvit.training.optim import OPTIMIZERS
 from tinyvit.training.schedules import SCHEDULES
 from tinyvit.vit import ViTConfig
@@ -70,6 +71,8 @@ class TrainingConfig:
         epochs: passes over the training images.
         optimizer: "adamw", "adam" or "sgd".
         lr: peak step size.
+        layer_decay: factor on the step size from each encoder layer to the one below it, in (0, 1]: the head has `lr`,
+            the last layer layer_decay · lr, and so on down to the embeddings (`layer_scales`).
         weight_decay: of weight matrices; biases, norms, tokens and positions have none.
         momentum: of "sgd".
         schedule: "cosine", "constant" or "step" (a tenth at 60 % and at 85 % of the run).
@@ -84,11 +87,15 @@ class TrainingConfig:
         ema: decay of the averaged weights that are evaluated and kept; 0 for none.
         seed: of the weights, the order, the augmentation and dropout.
         checkpoint_epochs: epochs between checkpoints; the newest two are kept.
+        init: the path of weights to start from; fresh ones if empty.
+        freeze: 0 for nothing; n for the embeddings (patches, tokens, positions) and the first n encoder layers; -1 for
+            all but the head. What is frozen gets no gradient, and its dropout and DropPath stay off.
     """
 
     epochs: int = 100
     optimizer: str = "adamw"
     lr: float = 4e-3
+    layer_decay: float = 1.0
     weight_decay: float = 0.05
     momentum: float = 0.9
     schedule: str = "cosine"
@@ -100,6 +107,8 @@ class TrainingConfig:
     ema: float = 0.0
     seed: int = 0
     checkpoint_epochs: int = 10
+    init: str = ""
+    freeze: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,7 @@ class Config:
 
 _TABLES = {"model": ViTConfig, "data": DataConfig, "training": TrainingConfig}
 _SMALL_MODEL = {"dim": 64, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0}  # what a laptop trains
+_FACTS = ("image_size", "channels", "num_classes")  # of the data
 _PATCHES, _MANY_TOKENS = (4, 7, 8, 14, 16, 32), 200  # if nobody says: the smallest that leaves no more tokens
 _ALSO_CALLED = {
     "learning_rate": "lr",
@@ -272,8 +282,15 @@ def for_epochs(tables: Mapping[str, Mapping[str, Any]], epochs: int) -> dict[str
     return {**merge(tables), "training": training}
 
 
-def reading(tables: Mapping[str, Mapping[str, Any]], offline: bool = False) -> Reading:
+def is_whole(tables: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the tables say what the model is without their data, as a run's own do, one of an older version's too."""
+    return {*_FACTS, "patch_size", *_SMALL_MODEL} <= tables["model"].keys()
+
+
+def reading(tables: Mapping[str, Mapping[str, Any]], offline: bool = False, initial: Initial | None = None) -> Reading:
     """Return how the tables want their data to be read; photographs become of the size that the model takes.
+
+    What the tables leave open, the weights to start from (`initial`) say.
 
     Raises:
         ConfigError: a share, a size or a word that there cannot be.
@@ -281,48 +298,70 @@ def reading(tables: Mapping[str, Mapping[str, Any]], offline: bool = False) -> R
     >>> reading({"model": {"image_size": 64}, "data": {"validation": 0.2}}).image_size
     64
     """
-    asked = {key: tables["model"][key] for key in ("image_size", "channels") if key in tables["model"]}
-    asked |= {f.name: tables["data"][f.name] for f in dataclasses.fields(Reading) if f.name in tables["data"]}
+    fields = {f.name for f in dataclasses.fields(Reading)}
+    asked: dict[str, Any] = {}
+    for source in (_given_by(initial), tables):
+        asked |= {key: source["model"][key] for key in ("image_size", "channels") if key in source["model"]}
+        asked |= {key: value for key, value in source["data"].items() if key in fields}
     try:
         return Reading(**asked, offline=offline)
     except DataError as error:
         raise ConfigError(f"[data]: {error}") from error
 
 
+def _given_by(initial: Initial | None) -> dict[str, dict[str, Any]]:
+    return merge({"model": initial.model, "data": initial.data} if initial else {})
+
+
 def open_dataset(
-    tables: Mapping[str, Mapping[str, Any]], name: str | Path | None = None, offline: bool = False
+    tables: Mapping[str, Mapping[str, Any]],
+    name: str | Path | None = None,
+    offline: bool = False,
+    initial: Initial | None = None,
 ) -> Dataset:
     """Return the data that the tables describe, or another of that `name` or path, read as they want it read.
 
     Raises:
         DataError, ConfigError: the data, or the way to read it, cannot be used.
     """
-    return load_dataset(name or tables["data"].get("name", DataConfig.name), reading(tables, offline))
+    return load_dataset(name or tables["data"].get("name", DataConfig.name), reading(tables, offline, initial))
 
 
-def resolve(tables: Mapping[str, Mapping[str, Any]], dataset: Dataset) -> Config:
-    """Fill in what the tables (see `merge`) leave open, from the dataset and the defaults, and check the whole.
+def resolve(tables: Mapping[str, Mapping[str, Any]], dataset: Dataset, initial: Initial | None = None) -> Config:
+    """Fill in what the tables (see `merge`) leave open, and check the whole.
+
+    The model's image size, channels and classes are the dataset's. Everything else is as the weights to start from
+    (`initial`) say, or else the dataset (mean and deviation), or else the defaults.
 
     Raises:
-        ConfigError: values that make no run.
+        ConfigError: values that make no run; or the tables name weights that say what the model is, and they are not
+            given.
     """
+    if (init := tables["training"].get("init")) and not initial and not is_whole(tables):
+        raise ConfigError(
+            f"training.init {init!r} says what the model is: open these weights and give them as `initial`, or fill in "
+            "the table [model]"
+        )
+    given = _given_by(initial)
     height, width = dataset.image_size
-    facts = {
-        "image_size": height if height == width else (height, width),
-        "channels": dataset.channels,
-        "num_classes": dataset.num_classes,
-    }
+    size = height if height == width else (height, width)
+    facts = dict(zip(_FACTS, (size, dataset.channels, dataset.num_classes), strict=True))
     mean, std = dataset.statistics()
-    data = {"mean": mean, "std": std, **tables["data"]}
+    fitting = {k: v for k, v in given["data"].items() if k not in ("mean", "std") or len(v) == dataset.channels}
+    data = {"mean": mean, "std": std, **fitting, **tables["data"]}
     data |= {key: fact for key, fact in (("mean", mean), ("std", std)) if not data[key]}
     if data.get("name", "digits") not in DATASETS:
         data["name"] = str(Path(data["name"]).resolve())  # so that it is found from another folder too
     training = dict(tables["training"])
+    if init:
+        training["init"] = str(Path(init).resolve())
     if "warmup_epochs" not in training and "epochs" in training:
         training["warmup_epochs"] = min(TrainingConfig.warmup_epochs, training["epochs"] // 10)
     try:
         config = Config(
-            ViTConfig(**{**_SMALL_MODEL, "patch_size": _patch(height, width), **facts, **tables["model"]}),
+            ViTConfig(
+                **{**_SMALL_MODEL, "patch_size": _patch(height, width), **given["model"], **facts, **tables["model"]}
+            ),
             DataConfig(**data),
             TrainingConfig(**training),
         )
@@ -377,6 +416,13 @@ def _check_training(config: Config) -> None:
     for name, share in (("label_smoothing", t.label_smoothing), ("ema", t.ema)):
         if not 0 <= share < 1:
             raise ConfigError(f"training.{name} is {share}; it must be in [0, 1)")
+    if not 0 < t.layer_decay <= 1:
+        raise ConfigError(f"training.layer_decay is {t.layer_decay}; it must be above 0 and at most 1")
+    if not ALL_BUT_THE_HEAD <= t.freeze <= (depth := config.model.depth):
+        raise ConfigError(
+            f"training.freeze is {t.freeze}; it must be 0 for nothing, the number of encoder layers up to {depth}, or "
+            f"{ALL_BUT_THE_HEAD} for all but the head"
+        )
     if t.warmup_epochs >= t.epochs and t.warmup_epochs:
         raise ConfigError(
             f"training.warmup_epochs {t.warmup_epochs} leaves nothing of training.epochs {t.epochs}: lower it"

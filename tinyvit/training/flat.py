@@ -12,7 +12,7 @@ from tinyvit.engine.backend import Namespace, namespace_of
 
 TILE = 1 << 15  # numbers that a pass of several ufuncs works on at a time on a CPU, so that they stay in the cache
 STRETCH = 1 << 19  # numbers that a worker takes at a time
-WORTH_THREADS = 4  # stretches; for fewer, nobody is woken
+WORTH_THREADS = 3 * STRETCH  # numbers; for fewer, nobody is woken
 
 
 class Flat:
@@ -111,4 +111,4 @@ def stretches(*arrays: Any) -> list[tuple[Any, ...]]:
 def crew(work: Sequence[Any]) -> int | None:
     """Return how many workers such a list of arrays is for: one where there is little to do or on a GPU, else all."""
     on_cpu = not work or namespace_of(*work[:1]).device == "cpu"
-    return None if on_cpu and len(work) >= WORTH_THREADS else 1
+    return None if on_cpu and sum(array.size for array in work) > WORTH_THREADS else 1

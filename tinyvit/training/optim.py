@@ -40,20 +40,31 @@ class Optimizer:
         weight_decay: ≥ 0; applies to a parameter whose `decay` is true and, where there is no such
             attribute, to arrays of two or more axes: neither biases nor norm scales are decayed.
         slots: names of the state arrays that each parameter has; they start at zero.
+        lr_scales: a parameter's name → the factor, ≥ 0, on its step size; 1 for those that it does not name.
 
     Attributes:
         gradients: the flat buffers of the gradients, one a device and dtype (so one, of an ordinary model).
+        lr_scales: the factor of every parameter, by its name.
 
     Raises:
-        ValueError: a setting is negative or NaN, there are no parameters, or one (or a name) comes twice.
+        ValueError: a setting is negative or NaN, there are no parameters, one (or a name) comes twice, or `lr_scales`
+            names one that is not among them.
     """
 
-    def __init__(self, parameters: Parameters, lr: float, weight_decay: float, slots: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        parameters: Parameters,
+        lr: float,
+        weight_decay: float,
+        slots: tuple[str, ...] = (),
+        lr_scales: Mapping[str, float] | None = None,
+    ) -> None:
         require(lr >= 0, "lr", lr, "at least 0")
         require(weight_decay >= 0, "weight_decay", weight_decay, "at least 0")
         self.lr = lr
         self.weight_decay = weight_decay
         self.names, self.parameters = named(parameters)
+        self.lr_scales = _scales_of(self.names, lr_scales or {})
         self.steps = [0] * len(self.parameters)  # a parameter's own: it may get its first gradient late
         self._layout = Layout(self.parameters)
         self._data, self._gradients = self._layout.flats(), self._layout.flats()
@@ -76,11 +87,11 @@ class Optimizer:
         """Whether a CUDA graph can hold the update: a kernel does all of it, with numbers that lie in memory."""
         return False
 
-    def update(self, xp: Any, p: Any, g: Any, state: list[Any], step: int, weight_decay: float) -> None:
+    def update(self, xp: Any, p: Any, g: Any, state: list[Any], lr: float, step: int, weight_decay: float) -> None:
         """Move the numbers `p` by their gradients `g` (both of one axis), in place; `state` in the order of `slots`.
 
-        `step` counts from 1, and `weight_decay` is 0.0 where these numbers are not decayed. Each number is moved by
-        itself: a stretch may be part of a parameter, or several.
+        `lr` is the step size of these numbers, `step` counts from 1, and `weight_decay` is 0.0 where they are not
+        decayed. Each number is moved by itself: a stretch may be part of a parameter, or several.
         """
         raise NotImplementedError
 
@@ -97,7 +108,7 @@ class Optimizer:
         for p in self.parameters:
             if p.grad is not None:
                 p.bump_version()
-        in_workers(self._update, work, crew([p for (p, *_), _, _ in work]))
+        in_workers(self._update, work, crew([p for (p, *_), *_ in work]))
 
     def _take_back(self, i: int, p: Tensor) -> None:
         """A parameter that was given another array lies in the flat buffer again."""
@@ -113,7 +124,7 @@ class Optimizer:
         p.data = view
 
     def _runs(self, group: int) -> list[_Run]:
-        """What is updated alike: neighbours in the flat buffer with the same step count and decay are one run."""
+        """What is updated alike: neighbours in the flat buffer with the same step size, count and decay are one."""
         runs: list[_Run] = []
         for i, span in zip(self._layout.groups[group], self._data[group].spans, strict=True):
             p = self.parameters[i]
@@ -122,7 +133,8 @@ class Optimizer:
             self.steps[i] += 1
             at_home = isinstance(p.node, Leaf) and p.node.lent is not None and p.node.lent() is p.grad.data
             elsewhere = None if at_home else p.grad.data.reshape(-1)
-            run = _Run(span, elsewhere, self.steps[i], self.weight_decay if decays(p) else 0.0)
+            lr = float(self.lr) * self.lr_scales[self.names[i]]
+            run = _Run(span, elsewhere, lr, self.steps[i], self.weight_decay if decays(p) else 0.0)
             if runs and run.follows(runs[-1]):
                 runs[-1] = run._replace(span=slice(runs[-1].span.start, span.stop))
             else:
@@ -134,13 +146,13 @@ class Optimizer:
         data = self._data[group].whole[run.span]
         gradients = self._gradients[group].whole[run.span] if run.elsewhere is None else run.elsewhere
         state = [flats[group].whole[run.span] for flats in self._slots.values()]
-        return ((arrays, run.step, run.decay) for arrays in stretches(data, gradients, *state))
+        return ((arrays, run.lr, run.step, run.decay) for arrays in stretches(data, gradients, *state))
 
     def _update(self, part: tuple[Any, ...]) -> None:
-        (p, g, *state), step, decay = part
+        (p, g, *state), *settings = part
         xp = namespace_of(p)
         for tile in tiles(xp, p.size):
-            self.update(xp, p[tile], g[tile], [array[tile] for array in state], step, decay)
+            self.update(xp, p[tile], g[tile], [array[tile] for array in state], *settings)
 
     def zero_grad(self) -> None:
         """Forget all gradients: every `p.grad` becomes None."""
@@ -185,12 +197,13 @@ class _Run(NamedTuple):
 
     span: slice
     elsewhere: Any
+    lr: float
     step: int
     decay: float
 
     def follows(self, other: _Run) -> bool:
         at_home = self.elsewhere is None and other.elsewhere is None
-        return at_home and (other.span.stop, other.step, other.decay) == (self.span.start, self.step, self.decay)
+        return at_home and other.span.stop == self.span.start and self[2:] == other[2:]
 
 
 class SGD(Optimizer):
@@ -223,15 +236,16 @@ class SGD(Optimizer):
         momentum: float = 0.0,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        lr_scales: Mapping[str, float] | None = None,
     ) -> None:
         require(momentum >= 0, "momentum", momentum, "at least 0")
         if nesterov:
             require(momentum > 0, "momentum", momentum, "above 0 with nesterov=True")
-        super().__init__(parameters, lr, weight_decay, slots=("momentum",) if momentum else ())
+        super().__init__(parameters, lr, weight_decay, slots=("momentum",) if momentum else (), lr_scales=lr_scales)
         self.momentum = momentum
         self.nesterov = nesterov
 
-    def update(self, xp: Any, p: Any, g: Any, state: list[Any], step: int, weight_decay: float) -> None:
+    def update(self, xp: Any, p: Any, g: Any, state: list[Any], lr: float, step: int, weight_decay: float) -> None:
         """One step of the formulas above; the arguments are `Optimizer.update`'s."""
         if weight_decay:
             g = g + weight_decay * p
@@ -240,7 +254,7 @@ class SGD(Optimizer):
             m *= self.momentum
             m += g
             g = g + self.momentum * m if self.nesterov else m
-        p -= float(self.lr) * g
+        p -= lr * g
 
 
 class Adam(Optimizer):
@@ -288,17 +302,18 @@ class Adam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        lr_scales: Mapping[str, float] | None = None,
     ) -> None:
         require(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "betas", betas, "two in [0, 1)")
         require(eps >= 0, "eps", eps, "at least 0")
-        super().__init__(parameters, lr, weight_decay, slots=("exp_avg", "exp_avg_sq"))
+        super().__init__(parameters, lr, weight_decay, slots=("exp_avg", "exp_avg_sq"), lr_scales=lr_scales)
         self.betas = betas
         self.eps = eps
 
-    def update(self, xp: Any, p: Any, g: Any, state: list[Any], step: int, weight_decay: float) -> None:
+    def update(self, xp: Any, p: Any, g: Any, state: list[Any], lr: float, step: int, weight_decay: float) -> None:
         """One step of the formulas above; the arguments are `Optimizer.update`'s."""
         m, v = state
-        lr, (beta1, beta2) = float(self.lr), self.betas
+        beta1, beta2 = self.betas
         if weight_decay and not self.decoupled:
             g = g + weight_decay * p
             weight_decay = 0.0
@@ -352,8 +367,9 @@ class AdamW(Adam):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        lr_scales: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(parameters, lr, betas, eps, weight_decay)
+        super().__init__(parameters, lr, betas, eps, weight_decay, lr_scales)
 
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
@@ -440,6 +456,15 @@ def named(parameters: Parameters) -> tuple[list[str], list[Tensor]]:
     if len(set(names)) < len(names) or len({id(p) for p in tensors}) < len(tensors):
         raise ValueError("the same parameter, or the same name, was given twice; give each parameter once")
     return names, tensors
+
+
+def _scales_of(names: list[str], given: Mapping[str, float]) -> dict[str, float]:
+    """The factor on the step size of each parameter."""
+    if unknown := sorted(given.keys() - set(names)):
+        raise ValueError(f"lr_scales names {unknown[0]!r}, which is not among the parameters; give their names")
+    for name, scale in given.items():
+        require(0 <= scale < math.inf, f"lr_scales[{name!r}]", scale, "a finite number of at least 0")
+    return {name: float(given.get(name, 1.0)) for name in names}
 
 
 def to_host(array: Any) -> np.ndarray:

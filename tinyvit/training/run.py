@@ -13,13 +13,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tinyvit.data import Dataset, ImageFiles, Loader, augmentations
+from tinyvit.engine import Tensor
 from tinyvit.training.checkpoint import (
     CheckpointError,
     checkpoint_path,
@@ -36,12 +37,14 @@ from tinyvit.training.config import (
     ConfigError,
     DataConfig,
     TrainingConfig,
+    is_whole,
     merge,
     open_dataset,
     read_toml,
     resolve,
 )
 from tinyvit.training.ema import EMA
+from tinyvit.training.finetuning import Initial, freeze, layer_scales
 from tinyvit.training.optim import OPTIMIZERS, Optimizer
 from tinyvit.training.schedules import Schedule, constant, cosine, step_decay
 from tinyvit.training.trainer import Interrupted, NonFiniteLossError, Record, Trainer
@@ -63,9 +66,11 @@ class Run:
         graph: on a GPU, launch a step as one CUDA graph.
         offline: download nothing, not even a dataset that is asked for by name.
         resume: go on from the folder's newest checkpoint; without one, start.
+        initial: the weights of `training.init`, opened, from which a run starts that has no checkpoint.
 
     Raises:
-        ConfigError: a config that makes no run, a folder that holds another run, or nothing to resume.
+        ConfigError: a config that makes no run, a folder that holds another run, or weights to start from that the
+            config does not name, or names alone.
         DataError, BackendError, CheckpointError: the data, the device or the checkpoint cannot be used.
     """
 
@@ -78,6 +83,7 @@ class Run:
         workers: int | None = None,
         graph: bool = False,
         offline: bool = False,
+        initial: Initial | None = None,
     ):
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
@@ -85,17 +91,20 @@ class Run:
         if not resume and ((self.folder / "checkpoints").exists() or self._model_path.exists()):
             raise ConfigError(f"{self.folder} holds a run already: go on with it by --resume, or choose another --out")
         tables = merge(tables)
-        self.dataset = open_dataset(tables, offline=offline)
+        self.damaged: list[CheckpointError] = []
+        found = self._newest_readable() if resume else None
+        if found is None:  # one that was interrupted before its first checkpoint starts again
+            _check_initial(tables["training"].get("init", ""), initial)
+        self.dataset = open_dataset(tables, offline=offline, initial=initial)
         if workers:
             for split in (self.dataset.train, self.dataset.validation, self.dataset.test):
                 if isinstance(split.images, ImageFiles):
                     split.images.workers = workers
-        self.config = resolve(tables, self.dataset)
-        self.trainer = make_trainer(self.config, self.dataset, device, workers, graph)
+        self.config = resolve(tables, self.dataset, initial)
+        self.trainer = make_trainer(self.config, self.dataset, device, workers, graph, None if found else initial)
         self.resumed_from: Path | None = None
-        self.damaged: list[CheckpointError] = []
-        if resume:
-            self._resume()
+        if found:
+            self._resume(*found)
 
     @staticmethod
     def holds_run(folder: Path) -> bool:
@@ -106,6 +115,11 @@ class Run:
     def metrics_path(self) -> Path:
         """The records of the run, a JSON object a line."""
         return self.folder / "metrics.jsonl"
+
+    @staticmethod
+    def goes_on(folder: Path) -> bool:
+        """Whether the run in this folder, resumed, goes on from a checkpoint instead of starting again."""
+        return bool(newest_first(folder / "checkpoints"))
 
     @property
     def has_checkpoint(self) -> bool:
@@ -188,11 +202,7 @@ class Run:
         log(final)
         return final
 
-    def _resume(self) -> None:
-        found = self._newest_readable()
-        if found is None:
-            return  # interrupted before its first checkpoint: it starts again
-        newest, arrays, meta = found
+    def _resume(self, newest: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         try:
             self.trainer.load_state(arrays, meta["state"])
         except (KeyError, ValueError) as error:
@@ -214,10 +224,10 @@ class Run:
     def _refuse_changes(self, newest: Path, before: Mapping[str, Mapping[str, Any]]) -> None:
         """A run goes on as it was begun, or its config.toml would not be its own; only its length may change."""
         then, now = merge(before), merge(self.config.to_dict())
-        defaults = {"model": {}, "data": asdict(DataConfig()), "training": asdict(TrainingConfig())}
+        defaults = asdict(Config(ViTConfig()))
         for table, values in now.items():
             for key, new in values.items():  # of which one may be younger than the run
-                if key not in _MAY_CHANGE and (old := then[table].get(key, defaults[table].get(key))) != new:
+                if key not in _MAY_CHANGE and (old := then[table].get(key, defaults[table][key])) != new:
                     raise ConfigError(f"{newest} was trained with {table}.{key} {old} and cannot go on with {new}")
 
     def _cut_metrics(self) -> None:
@@ -235,18 +245,34 @@ class Run:
         write_atomically(self.metrics_path, [f"{line}\n".encode() for line in kept])
 
 
+def _check_initial(init: str, initial: Initial | None) -> None:
+    """Weights to start from, and the config's word for them: one without the other is no run that could be repeated."""
+    if init and not initial:
+        raise ConfigError(f"training.init names {init!r}, but these weights were not given: pass them, opened, as `initial`")
+    if initial and not init:
+        raise ConfigError("weights to start from were given, but training.init is empty: set it to their path")
+
+
 def make_trainer(
-    config: Config, dataset: Dataset, device: str = "cpu", workers: int | None = None, graph: bool = False
+    config: Config,
+    dataset: Dataset,
+    device: str = "cpu",
+    workers: int | None = None,
+    graph: bool = False,
+    initial: Initial | None = None,
 ) -> Trainer:
-    """Build everything that a config describes, ready for its first step.
+    """Build everything that a config describes, ready for its first step; its weights are fresh, or the initial ones.
 
     Raises:
-        ConfigError: a precision or a graph that a CPU does not have.
+        ConfigError: a precision or a graph that a CPU does not have, or weights that do not fit the model.
         BackendError: the device is not there.
     """
     t, d = config.training, config.data
     model = ViT(config.model, np.random.default_rng(t.seed))
+    if initial:
+        _load_initial(model, initial, t.init)
     model.to(device=device)
+    freeze(model, t.freeze)
     if model.device == "cpu" and (graph or t.precision != "fp32"):
         asked = "a graph" if graph else f"training.precision {t.precision!r}"
         raise ConfigError(f"{asked} is for a GPU, and this run is on the CPU: use --device gpu, or leave it out")
@@ -271,18 +297,32 @@ def make_trainer(
         clip_norm=t.clip_norm,
         shards=t.shards,
         workers=workers,
-        ema=EMA(model.named_parameters(), t.ema) if t.ema else None,
+        ema=EMA(trained_parameters(model), t.ema) if t.ema else None,
         seed=t.seed,
         precision=t.precision,
         graph=graph,
     )
 
 
+def _load_initial(model: ViT, initial: Initial, path: str) -> None:
+    weights = initial.weights(model.config)
+    try:
+        model.load_state_dict(weights)
+    except ValueError as error:
+        raise ConfigError(f"training.init {path!r}: {error}") from error
+
+
 def make_optimizer(config: Config, model: ViT) -> Optimizer:
-    """Build the optimizer that a config names."""
-    t = config.training
-    settings = {"momentum": t.momentum} if t.optimizer == "sgd" else {}
-    return OPTIMIZERS[t.optimizer](model.named_parameters(), lr=t.lr, weight_decay=t.weight_decay, **settings)
+    """Build the optimizer that a config names, over what is not frozen."""
+    t, parameters = config.training, trained_parameters(model)
+    settings: dict[str, Any] = {"momentum": t.momentum} if t.optimizer == "sgd" else {}
+    settings["lr_scales"] = layer_scales((name for name, _ in parameters), config.model.depth, t.layer_decay)
+    return OPTIMIZERS[t.optimizer](parameters, lr=t.lr, weight_decay=t.weight_decay, **settings)
+
+
+def trained_parameters(model: ViT) -> list[tuple[str, Tensor]]:
+    """Return the parameters of a model that are not frozen, with their names."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
 def make_schedule(config: Config, steps_an_epoch: int) -> Schedule:
@@ -347,10 +387,9 @@ def load_trained(path: str | Path, device: str = "cpu") -> TrainedModel:
 
 
 def _weights(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The averaged weights of a checkpoint where it has them, else the model's own."""
+    """The averaged weights of a checkpoint where it has them, else (all, or those that are frozen) the model's own."""
     weights = {k.removeprefix("model."): v for k, v in arrays.items() if k.startswith("model.")}
-    averaged = {name: arrays[f"ema.shadow.{name}"] for name in weights if f"ema.shadow.{name}" in arrays}
-    return averaged or weights
+    return {name: arrays.get(f"ema.shadow.{name}", own) for name, own in weights.items()}
 
 
 def continue_config(folder: Path) -> dict[str, dict[str, Any]]:
@@ -364,15 +403,20 @@ def continue_config(folder: Path) -> dict[str, dict[str, Any]]:
     return read_toml(folder / "config.toml")
 
 
-def read_model_config(path: Path) -> ViTConfig:
+def read_model_config(path: Path, open_initial: Callable[[str], Initial] | None = None) -> ViTConfig:
     """Return the model that a config file describes: as it stands there, or, with gaps, as it would be trained.
+
+    Args:
+        open_initial: opens the weights of `training.init`, where they are to fill the gaps.
 
     Raises:
         ConfigError, DataError: the file, or the data that is to fill the gaps, cannot be used.
     """
     tables = merge(read_toml(path))
-    if len(tables["model"]) < len(fields(ViTConfig)):
-        return resolve(tables, open_dataset(tables)).model
+    if not is_whole(tables):
+        init = tables["training"].get("init")
+        initial = open_initial(init) if init and open_initial else None
+        return resolve(tables, open_dataset(tables, initial=initial), initial).model
     try:
         return ViTConfig(**tables["model"])  # a run's own config is whole, and its data may be gone
     except ValueError as error:

@@ -18,6 +18,7 @@ import numpy as np
 from tinyvit.data import Loader
 from tinyvit.engine import Tensor, ops, precision, random
 from tinyvit.engine.backend import namespace_of
+from tinyvit.layers import Module
 from tinyvit.training.ema import EMA
 from tinyvit.training.evaluation import evaluate
 from tinyvit.training.graph import StepGraph
@@ -57,6 +58,9 @@ class Trainer:
         seed: of dropout and DropPath.
         precision: what a GPU computes in, see `tv.precision`; "fp16" scales the loss (`LossScale`).
         graph: on a GPU, launch a step's forward and backward pass as one CUDA graph (`StepGraph`).
+
+    Layers without a parameter that requires a gradient stay in evaluation mode: their dropout and DropPath are off, and
+    that of the embeddings with them.
 
     Attributes:
         step, epoch, batch: how far the run is: steps made in all, the epoch it is in, batches seen of that epoch.
@@ -110,6 +114,7 @@ class Trainer:
         if graph:
             self._backward = StepGraph(self._sweep, optimizer.parameters, self._update if self._whole else None)
         self.lr = schedule(0)
+        self._frozen = [layer for layer in model.modules() if _is_frozen(layer)]
         self._totals = _Totals()
 
     def run(self, on_step: Callable[[Trainer], None] | None = None) -> Iterator[Record]:
@@ -139,7 +144,7 @@ class Trainer:
 
     def train_step(self, images: Any, labels: Any) -> None:
         """Forward, backward, update: one step on one batch."""
-        self.model.train()
+        self._set_mode()
         self.optimizer.zero_grad()
         chance = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(DROPOUT, self.step)))
         with random.using(chance), random.on_gpu(), precision(self.precision):
@@ -158,6 +163,13 @@ class Trainer:
         self._totals.add(loss, right, len(labels))
         self.step += 1
         self.batch += 1
+
+    def _set_mode(self) -> None:
+        self.model.train()
+        for layer in self._frozen:
+            layer.eval()
+        if self.model.patch_embed in self._frozen:
+            self.model.training = False  # the embeddings' dropout is the model's own
 
     def _update(self) -> None:
         self.lr = self.optimizer.lr = self.schedule(self.step)
@@ -274,6 +286,11 @@ class _Totals:
 
     def means(self) -> tuple[float, float]:
         return float(self.loss) / self.seen, int(self.right) / self.seen
+
+
+def _is_frozen(layer: Module) -> bool:
+    parameters = list(layer.parameters())
+    return bool(parameters) and not any(p.requires_grad for p in parameters)
 
 
 def _count_right(logits: Tensor, labels: np.ndarray) -> Any:
