@@ -186,6 +186,8 @@ OUT_OF_RANGE = {
     **dict.fromkeys(("training.seed", "training.warmup_epochs", "training.shards"), st.integers(max_value=-1)),
     **dict.fromkeys(("training.lr", "training.weight_decay", "training.momentum", "training.clip_norm"), BELOW),
     **dict.fromkeys(("training.label_smoothing", "training.ema"), NOT_A_SHARE),
+    "training.layer_decay": st.floats(max_value=0) | st.floats(min_value=1, exclude_min=True),
+    "training.freeze": st.integers(max_value=-2) | st.integers(min_value=4),
     **dict.fromkeys(("model.dropout", "model.attention_dropout", "model.drop_path"), NOT_A_SHARE),
     **dict.fromkeys(("training.optimizer", "training.schedule", "data.augment"), NO_WORD),
     **dict.fromkeys(("model.activation", "model.pool", "model.position"), NO_WORD),
@@ -292,6 +294,7 @@ def tables(draw):
             "epochs": epochs,
             "warmup_epochs": draw(st.integers(0, epochs // 2)),
             **some(lr=SIZES, weight_decay=SIZES, ema=SHARES, label_smoothing=SHARES, seed=st.integers(0, 2**63 - 1)),
+            **some(layer_decay=st.floats(0, 1, exclude_min=True)),
         },
     }
 

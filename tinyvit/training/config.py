@@ -418,10 +418,10 @@ def _check_training(config: Config) -> None:
             raise ConfigError(f"training.{name} is {share}; it must be in [0, 1)")
     if not 0 < t.layer_decay <= 1:
         raise ConfigError(f"training.layer_decay is {t.layer_decay}; it must be above 0 and at most 1")
-    if not ALL_BUT_THE_HEAD <= t.freeze <= (depth := config.model.depth):
+    if not ALL_BUT_THE_HEAD <= t.freeze <= config.model.depth:
         raise ConfigError(
-            f"training.freeze is {t.freeze}; it must be 0 for nothing, the number of encoder layers up to {depth}, or "
-            f"{ALL_BUT_THE_HEAD} for all but the head"
+            f"training.freeze is {t.freeze}; it must be 0 for nothing, a number of encoder layers up to "
+            f"{config.model.depth}, or {ALL_BUT_THE_HEAD} for all but the head"
         )
     if t.warmup_epochs >= t.epochs and t.warmup_epochs:
         raise ConfigError(

@@ -248,7 +248,7 @@ class Run:
 def _check_initial(init: str, initial: Initial | None) -> None:
     """Weights to start from, and the config's word for them: one without the other is no run that could be repeated."""
     if init and not initial:
-        raise ConfigError(f"training.init names {init!r}, but these weights were not given: pass them, opened, as `initial`")
+        raise ConfigError(f"training.init names {init!r}, but these weights were not given: open them, as `initial`")
     if initial and not init:
         raise ConfigError("weights to start from were given, but training.init is empty: set it to their path")
 
