@@ -55,8 +55,8 @@ def pytorch_run(recipe: Path, seed: int) -> dict[str, Any]:
     config, dataset = resolved(recipe, seed)
     trainer = make_trainer(config, dataset)  # never run: it has the first weights, and makes the batches
     t, schedule, loader = config.training, make_schedule(config, len(trainer.loader)), trainer.loader
-    if (t.optimizer, t.ema) != ("adamw", 0):
-        raise SystemExit("the twin in PyTorch knows AdamW without averaged weights")
+    if (t.optimizer, t.ema, t.layer_decay, t.init, t.freeze) != ("adamw", 0, 1, "", 0):
+        raise SystemExit("the twin in PyTorch knows AdamW without averaged weights, and no fine-tuning")
     model = twin(trainer.model)
     names = {name for name, p in trainer.model.named_parameters() if decays(p)}
     groups = [

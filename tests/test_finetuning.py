@@ -86,7 +86,7 @@ def test_whatever_is_in_the_model_has_its_place():
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
-def test_a_run_with_layer_decay_steps_each_layer_by_its_own_size(cells, optimizer):  # noqa: F811
+def test_layer_decay_gives_the_optimizer_a_step_size_for_each_layer(cells, optimizer):  # noqa: F811
     tables = tables_of(cells, layer_decay=0.5, optimizer=optimizer)
     made = make_trainer(resolve(tables, load_dataset(cells)), load_dataset(cells)).optimizer
     assert made.lr_scales == layer_scales(made.names, 2, 0.5)
