@@ -4,14 +4,12 @@ A small model is made by the family's own library and filled with random numbers
 opened. Google's models, whose library is JAX's, are beside a plain forward in their own layout.
 """
 
-import json
 import math
 
 import numpy as np
 import pytest
 
 import tinyvit as tv
-from tinyvit.pretrained import WeightsError
 from tinyvit.pretrained.families import FAMILIES
 
 torch = pytest.importorskip("torch")

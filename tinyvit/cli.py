@@ -283,8 +283,7 @@ def _train(options: argparse.Namespace) -> int:
 def _open_initial(path: str) -> Initial:
     from tinyvit import pretrained
 
-    initial: Initial = pretrained.initial(path)  # type: ignore[attr-defined]
-    return initial
+    return pretrained.initial(path)
 
 
 def _newest_run() -> Path:

@@ -14,11 +14,11 @@ from tinyvit.layers.module import Module, Parameter
 
 def swiglu(x: Tensor) -> Tensor:
     """silu(a) · b, silu(a) = a · σ(a), of the two halves of x = [a, b]: (…, 2M) → (…, M). Source: Shazeer 2020."""
-    if x.dtype.itemsize == 2:  # under `tv.precision`: only kernels multiply 16 bits
+    dtype, half = x.dtype, x.shape[-1] // 2
+    if dtype.itemsize == 2:  # under `tv.precision`: only kernels multiply 16 bits
         x = x.astype(np.float32)
-    half = x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]
-    return a * ops.sigmoid(a) * b
+    return (a * ops.sigmoid(a) * b).astype(dtype)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -6,6 +6,7 @@ from tinyvit.pretrained.preprocessing import PREPROCESSING, Preprocessing
 from tinyvit.pretrained.report import Report
 from tinyvit.pretrained.resizing import adapt_channels, resize_patches, resize_positions
 from tinyvit.pretrained.saving import save_pretrained
+from tinyvit.pretrained.starting import initial
 
 __all__ = [
     "PREPROCESSING",
@@ -16,6 +17,7 @@ __all__ = [
     "WeightsError",
     "adapt_channels",
     "from_pretrained",
+    "initial",
     "nonfinite",
     "open_weights",
     "read_settings",

@@ -162,6 +162,19 @@ class Preprocessing:
         h, w = (resized * new // old for resized, new, old in zip(self._target, size, self.size, strict=True))
         return replace(self, size=size, resize_to=(h, w))
 
+    def for_images(self, size: Size, channels: int) -> Preprocessing:
+        """Return the same for images of this size and so many channels; grey has the mean of the colours' numbers.
+
+        Images of other than one or three channels come in no file: for them the channels stay.
+        """
+        fitted = self
+        if channels == 1 and self.channels == 3:
+            mean, std = ((float(np.mean(values)),) for values in (self.mean, self.std))
+            fitted = replace(self, channels=1, mean=mean, std=std)
+        elif channels == 3 and self.channels == 1:
+            fitted = replace(self, channels=3, mean=self.mean * 3, std=self.std * 3)
+        return fitted if size == fitted.size else fitted.for_size(size)
+
     def __str__(self) -> str:
         (h, w), (height, width) = self._target, self.size
         square = {"shortest": f"shortest side to {h}", "longest": f"longest side to {h}"}

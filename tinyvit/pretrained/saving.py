@@ -104,7 +104,7 @@ def _timm(model: ViT, preprocessing: Preprocessing, classes: Sequence[str]) -> F
         "embed_dim": c.dim,
         "depth": c.depth,
         "num_heads": c.num_heads,
-        "mlp_ratio": ratio_for(c.dim, 2 * c.mlp_hidden) if glu else float(c.mlp_ratio),
+        "mlp_ratio": ratio_for(c.dim, c.mlp_hidden * (2 if glu else 1)),
         "qkv_bias": c.qkv_bias,
         "init_values": c.layer_scale or None,
         "class_token": c.class_token,
