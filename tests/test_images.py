@@ -376,14 +376,10 @@ def test_read_image_takes_arrays_as_they_are(tmp_path, layout):
 
 
 def test_without_pillow_it_says_what_to_install(monkeypatch, photos):
-    from tinyvit.data import images
-
-    images._pillow.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     for ask in (lambda: read_image(photos[0], 3, (8, 8)), lambda: ImageFiles(photos)):
         with pytest.raises(DataError, match=r"needs Pillow: pip install 'tinyvit\[vision\]'"):
             ask()
-    images._pillow.cache_clear()
 
 
 # Threads

@@ -266,7 +266,6 @@ def _from_npy(path: Path, channels: int, size: tuple[int, int]) -> np.ndarray:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-@cache
 def _pillow() -> None:
     try:
         from PIL import Image
