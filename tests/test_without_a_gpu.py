@@ -14,6 +14,7 @@ import strict_cupy
 import test_backend
 import test_ops
 import test_optim
+import test_probes
 import test_trainer
 import test_vit
 
@@ -66,7 +67,7 @@ def no_waiting(stand_in, monkeypatch):
 
 # ------------------------------------------------------------------- every test that was written for every device
 
-for _module in (test_ops, test_vit, test_trainer):
+for _module in (test_ops, test_vit, test_trainer, test_probes):
     for _name, _test in inspect.getmembers(_module, inspect.isfunction):
         if _name.startswith("test_") and "device" in inspect.signature(_test).parameters:
             globals()[_name] = _test

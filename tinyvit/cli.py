@@ -20,8 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 import tinyvit
-from tinyvit import study
-from tinyvit.data import DATASETS, DataError, Split, inspection, read_image, unknown_name
+from tinyvit import pretrained, study
+from tinyvit.data import DATASETS, DataError, Reading, Split, inspection, load_dataset, read_image, unknown_name
 from tinyvit.data.datasets import ON_BAD_IMAGE
 from tinyvit.engine import BackendError
 from tinyvit.engine.backend import namespace_on
@@ -52,11 +52,14 @@ EXIT_CODES: dict[type[Exception], int] = {
     DataError: BAD_DATA,
     WeightsError: BAD_DATA,
     CheckpointError: BAD_DATA,
+    pretrained.FeatureError: WRONG_USAGE,
+    pretrained.WeightsError: BAD_DATA,
     study.ExplainError: BAD_DATA,
     OSError: BAD_DATA,
     NonFiniteLossError: NON_FINITE,
 }
 RUNS = Path("runs")
+TOKENS = {"cls": ("class_token", "pooled"), "patches": ("patch_tokens", "pooled"), "all": ()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -145,6 +148,50 @@ def _parser() -> argparse.ArgumentParser:
     _add_workers(prediction)
     _add_device(prediction)
 
+    finding = command("features", _features, "write what a model makes of images to an .npz file")
+    _add_weights(finding)
+    finding.add_argument(
+        "images", type=Path, nargs="+", metavar="IMAGE", help="image files, folders of them, or .npy arrays"
+    )
+    finding.add_argument("--out", type=Path, required=True, metavar="FILE.npz", help="the file; its folder is made")
+    finding.add_argument(
+        "--layers",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="tokens after these encoder layers, too: from 0, or from -1, the last",
+    )
+    finding.add_argument(
+        "--size", type=_at_least_one, nargs="+", metavar="PIXELS", help="H W of the images, or one number for both"
+    )
+    finding.add_argument(
+        "--tokens", choices=TOKENS, default="all", help="those to keep beside what the head reads (all)"
+    )
+    _add_batch(finding)
+    finding.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_workers(finding)
+    _add_device(finding)
+
+    probing = command("probe", _probe, "measure a model's features on a dataset, by neighbours and a linear probe")
+    _add_weights(probing)
+    probing.add_argument("--data", required=True, metavar="NAME|PATH", help="a dataset's name, or where one lies")
+    probing.add_argument(
+        "--k", type=_at_least_one, nargs="+", default=[10, 20], metavar="N", help="neighbours that vote (10 20)"
+    )
+    probing.add_argument(
+        "--features",
+        choices=("pooled", "class_token", "mean"),
+        default="pooled",
+        help="what the head reads (pooled), the class token, or the mean of the patch tokens",
+    )
+    probing.add_argument("--seed", type=_whole, default=0, metavar="N", help="of the draw of held-out images (0)")
+    _add_batch(probing)
+    probing.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_offline(probing)
+    _add_workers(probing)
+    _add_device(probing)
+
     table = command("summary", _summary, "print a model's layers: what each learns, computes and keeps for training")
     table.add_argument(
         "model", metavar="MODEL", help="a name like vit_base_patch16_224, or a config.toml, run or model file"
@@ -206,6 +253,16 @@ def _add_device(parser: argparse.ArgumentParser, default: str = "auto") -> None:
     )
 
 
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "weights", type=Path, metavar="WEIGHTS", help="a file or a folder of weights, or a run's folder"
+    )
+
+
+def _add_batch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch", type=_at_least_one, default=32, metavar="N", help="images at once (32)")
+
+
 def _add_offline(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offline", action="store_true", help="download nothing, not even data asked for by name")
 
@@ -218,6 +275,12 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="threads (one a core); the result does not depend on it",
     )
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
 
 
 def _at_least_one(text: str) -> int:
@@ -477,6 +540,82 @@ def _readable(paths: Sequence[Path], trained: TrainedModel) -> tuple[list[tuple[
         except DataError as error:
             bad.append(error)
     return images, bad
+
+
+def _features(options: argparse.Namespace) -> int:
+    if options.size and len(options.size) > 2:
+        raise ConfigError(f"--size has {len(options.size)} numbers; give height and width, or one for both")
+    if options.out.is_dir():
+        raise ConfigError(
+            f"--out {options.out} is a folder; name a file in it, for instance {options.out}/features.npz"
+        )
+    files = pretrained.image_files(options.images)
+    size = (options.size[0], options.size[-1]) if options.size else None
+    model = _open_weights(options, size)
+    with tqdm(total=len(files), unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
+        arrays, bad = pretrained.features_of_files(
+            model,
+            model.preprocessing,
+            files,
+            TOKENS[options.tokens],
+            options.layers,
+            options.batch,
+            options.workers,
+            bar.update,
+        )
+    for problem in bad:
+        print(f"tinyvit: {problem}", file=sys.stderr)
+    pretrained.write_features(options.out, arrays)
+    found = {name: list(array.shape[1:]) for name, array in arrays.items() if name not in ("paths", "grid")}
+    if options.json:
+        answer = {
+            "out": str(options.out),
+            "images": len(arrays["paths"]),
+            "features": found,
+            "skipped": [str(error) for error in bad],
+        }
+        print(json.dumps({**answer, "grid": arrays["grid"].tolist(), "weights": _short(model.report)}))
+    else:
+        shapes = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in found.items())
+        size = options.out.stat().st_size / 1e6
+        print(f"{options.out}: {study.many(len(arrays['paths']), 'image')}, {shapes}, {size:,.2f} MB")
+    return BAD_DATA if bad else GOOD
+
+
+def _open_weights(options: argparse.Namespace, size: tuple[int, int] | None = None) -> pretrained.PretrainedViT:
+    try:
+        model = pretrained.from_pretrained(options.weights, image_size=size, device=options.device)
+    except tuple(EXIT_CODES):
+        raise
+    except ValueError as error:  # sizes that make no ViT
+        raise ConfigError(str(error)) from error
+    if not options.json:
+        print(_short(model.report))
+    return model
+
+
+def _short(report: Any) -> str:
+    return str(report).partition("\n")[0]
+
+
+def _probe(options: argparse.Namespace) -> int:
+    dataset = load_dataset(options.data, Reading(split_seed=options.seed, offline=options.offline))
+    model = _open_weights(options)
+    images = sum(map(len, (dataset.train, dataset.validation, dataset.test)))
+    with tqdm(total=images, unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
+        report = pretrained.probe_dataset(
+            model,
+            model.preprocessing,
+            dataset,
+            options.k,
+            options.features,
+            options.batch,
+            options.seed,
+            options.workers,
+            bar.update,
+        )
+    print(json.dumps(report.to_dict()) if options.json else report.to_text())
+    return GOOD
 
 
 def _summary(options: argparse.Namespace) -> int:

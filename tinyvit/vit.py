@@ -298,9 +298,40 @@ class ViT(Module):
                 x = checkpoint(layer, x, layer.parameters())
             else:
                 x, branch = layer(x, branch, summed=False)
-        if self.norm is None:
+        return self._summed(x, branch, self.norm)
+
+    def hidden(self, images: Any, layers: Sequence[int], norm: bool = True) -> list[Tensor]:
+        """(B, C, H, W) → the tokens (B, prefix + N, D) after each of these encoder layers, in the order asked for.
+
+        Args:
+            images: as for the model itself.
+            layers: numbers as in `model.blocks`: 0 is the first layer and −1 the last. Later ones are not computed.
+            norm: apply the model's last norm to each, as DINOv2's `get_intermediate_layers` does; the last layer's
+                tokens are `features` then. Otherwise, and with `pool_norm`, they are what the next layer would read.
+
+        Raises:
+            ValueError: the model has no such layer.
+        """
+        depth = len(self.blocks)
+        if unknown := [i for i in layers if not -depth <= i < depth]:
+            raise ValueError(
+                f"there is no layer {unknown[0]}; this model has {depth}, from 0 (or −{depth}) to {depth - 1}"
+            )
+        wanted = [i % depth for i in layers]
+        x, branch = self.embed(images), None
+        found = {}
+        for i, layer in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
+            x, branch = layer(x, branch, summed=False)
+            if i in wanted:
+                found[i] = self._summed(x, branch, self.norm if norm else None)
+        return [found[i] for i in wanted]
+
+    @staticmethod
+    def _summed(x: Tensor, branch: Tensor | None, norm: LayerNorm | None) -> Tensor:
+        """x + branch, normed where there is a norm."""
+        if norm is None:
             return x if branch is None else x + branch
-        normed = self.norm(x) if branch is None else self.norm(x, branch)[1]
+        normed: Tensor = norm(x) if branch is None else norm(x, branch)[1]
         return normed.astype(x.dtype)
 
     def embed(self, images: Any) -> Tensor:

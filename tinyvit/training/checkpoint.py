@@ -21,7 +21,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors import safe_open
@@ -163,10 +163,17 @@ def safetensors_pieces(arrays: Mapping[str, np.ndarray], metadata: dict[str, str
 
 
 def write_atomically(path: Path, pieces: Iterable[Any]) -> None:
-    """Write a file that is whole or not there: the pieces of bytes, forced to the disk, under another name first.
+    """Write the pieces of bytes to a file that is whole or not there: see `atomic_file`."""
+    with atomic_file(path) as file:
+        file.writelines(pieces)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that is whole or not there: under another name first, forced to the disk, then renamed.
 
     Raises:
-        OSError: the file cannot be written. What was at `path` before is still there.
+        OSError: the file cannot be written. What was at `path` before is still there, as after any other error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, since a rename is atomic only within a file system. Not `tempfile`, whose files
@@ -174,7 +181,7 @@ def write_atomically(path: Path, pieces: Iterable[Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.writelines(pieces)
+            yield file
             file.flush()
             os.fsync(file.fileno())  # else a power cut could leave the new name and none of the bytes
         os.replace(temporary, path)
