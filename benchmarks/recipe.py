@@ -5,8 +5,8 @@
 
 Each run is a process of its own. PyTorch starts from the same weights, sees the same batches in the same order, and
 makes the same updates, in its own idioms (eager, fused attention, fused AdamW): what differs are the roundings, and the
-time. Runs that stand in the result file already are kept, and a run of tinyvit that was interrupted goes on where it
-was (`runs/`), so that a night may be cut in pieces; its seconds are those of all its pieces.
+time. Runs that stand in the result file already are kept, and a run that was interrupted goes on where it was (`runs/`),
+so that a night may be cut in pieces; its seconds are those of all its pieces.
 """
 
 from __future__ import annotations
@@ -47,8 +47,11 @@ def tinyvit_run(recipe: Path, seed: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def pytorch_run(recipe: Path, seed: int) -> dict[str, Any]:
-    """Train the same model on the same batches; seconds are those of the steps, as in tinyvit's record."""
+def pytorch_run(recipe: Path, seed: int, kept: Path) -> dict[str, Any]:
+    """Train the same model on the same batches; seconds are those of the steps, as in tinyvit's record.
+
+    After each epoch, all that is needed to go on is in the file `kept`.
+    """
     import torch
     from torch.nn import functional as F
 
@@ -64,8 +67,13 @@ def pytorch_run(recipe: Path, seed: int) -> dict[str, Any]:
         for decays, decay in ((True, t.weight_decay), (False, 0.0))
     ]
     optimizer = torch.optim.AdamW(groups, lr=t.lr, fused=True)
-    seconds, step = 0.0, 0
-    for epoch in range(t.epochs):
+    seconds, step, begin = 0.0, 0, 0
+    if kept.exists():
+        before = torch.load(kept, weights_only=True)
+        model.load_state_dict(before["model"])
+        optimizer.load_state_dict(before["optimizer"])
+        seconds, step, begin = before["seconds"], before["step"], before["epochs"]
+    for epoch in range(begin, t.epochs):
         model.train()
         for images, labels in loader.epoch(epoch):
             start = time.perf_counter()
@@ -81,9 +89,13 @@ def pytorch_run(recipe: Path, seed: int) -> dict[str, Any]:
             seconds += time.perf_counter() - start
         accuracy = _accuracy(model, evaluation_loader(config, dataset.validation))
         print(f"pytorch, epoch {epoch + 1}/{t.epochs}: validation {accuracy:.2%}, {seconds:.1f} s", flush=True)
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({**state, "seconds": seconds, "step": step, "epochs": epoch + 1}, kept.with_suffix(".tmp"))
+        kept.with_suffix(".tmp").replace(kept)
     return {
         "test_accuracy": _accuracy(model, evaluation_loader(config, dataset.test)),
-        "validation_accuracy": accuracy,
+        "validation_accuracy": _accuracy(model, evaluation_loader(config, dataset.validation)),
         "seconds": round(seconds, 3),
         "epochs": t.epochs,
     }
@@ -154,7 +166,8 @@ def main() -> None:
             if any((row["who"], row["seed"]) == (who, seed) for row in rows):
                 continue
             run = given.runs / f"{recipe.stem}-seed-{seed}"
-            made = tinyvit_run(recipe, seed, run) if who == "tinyvit" else pytorch_run(recipe, seed)
+            twin = run.with_name(f"{run.name}-pytorch.pt")
+            made = tinyvit_run(recipe, seed, run) if who == "tinyvit" else pytorch_run(recipe, seed, twin)
             rows.append({"who": who, "seed": seed, **made})
             by = {w: [row["test_accuracy"] for row in rows if row["who"] == w] for w in WHO}
             means = {w: round(statistics.mean(accuracies), 5) for w, accuracies in by.items() if accuracies}

@@ -26,3 +26,27 @@ def test_the_twin_starts_as_the_recipes_model(monkeypatch, pool, position):
     with torch.no_grad():
         theirs = twin(ours)(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(ours(images).numpy(), theirs, atol=1e-5)
+
+
+def test_a_twin_that_was_interrupted_goes_on_to_the_same_result(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "benchmarks")
+    recipe = importlib.import_module("recipe")
+    file = tmp_path / "short.toml"
+    file.write_text('[model]\ndim = 16\ndepth = 1\n[data]\nname = "digits"\naugment = []\n[training]\nepochs = 3\n')
+    whole = recipe.pytorch_run(file, 0, tmp_path / "whole.pt")
+    accuracy, looks = recipe._accuracy, []
+
+    def interrupted(model, loader):
+        looks.append(loader)
+        if len(looks) == 2:
+            raise KeyboardInterrupt
+        return accuracy(model, loader)
+
+    monkeypatch.setattr(recipe, "_accuracy", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        recipe.pytorch_run(file, 0, tmp_path / "cut.pt")
+    monkeypatch.setattr(recipe, "_accuracy", accuracy)
+    resumed = recipe.pytorch_run(file, 0, tmp_path / "cut.pt")
+    for name in ("test_accuracy", "validation_accuracy", "epochs"):
+        assert resumed[name] == whole[name]
+    assert len(list(tmp_path.glob("*.pt"))) == 2
