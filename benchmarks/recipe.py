@@ -5,7 +5,7 @@
 
 Each run is a process of its own. PyTorch starts from the same weights, sees the same batches in the same order, and
 makes the same updates, in its own idioms (eager, fused attention, fused AdamW): what differs are the roundings, and the
-time. Runs that stand in the result file already are kept, and a run that was interrupted goes on where it was (`runs/`),
+time. Runs that stand in the result file already are kept, and one that was interrupted goes on where it was (`runs/`),
 so that a night may be cut in pieces; its seconds are those of all its pieces.
 """
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import tinyvit as tv
+from tinyvit import cli
 from tinyvit.pretrained import Preprocessing, WeightsError, from_pretrained, save_pretrained
 from tinyvit.pretrained.families import FAMILIES
 from tinyvit.pretrained.preprocessing import IMAGENET_256, TIMM
@@ -389,6 +390,80 @@ def test_something_else_and_an_unknown_family_are_told_what_there_is(tmp_path):
         from_pretrained(path)
     with pytest.raises(WeightsError, match=f"unknown family 'beit'; the known ones are {', '.join(FAMILIES)}"):
         from_pretrained(path, family="beit")
+
+
+# ------------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def picture(tmp_path):
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "noise.png")
+    return tmp_path / "noise.png"
+
+
+def test_predict_opens_weights_of_others_with_their_own_preprocessing(saved, picture, capsys):
+    model, path = saved
+    pixels = from_pretrained(path).preprocessing(picture)
+    p = tv.ops.softmax(model(pixels)).numpy()[0]
+    assert cli.main(["predict", str(path), str(picture), "--json", "--top", "5"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)["predictions"]
+    assert [one["class"] for one in answer["top"]] == ["abcde"[k] for k in np.argsort(-p)]
+    np.testing.assert_allclose([one["probability"] for one in answer["top"]], -np.sort(-p), rtol=1e-4)
+    assert cli.main(["predict", str(path), str(picture)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(str(from_pretrained(path).report))
+    save_pretrained(filled(num_classes=0), path)
+    assert cli.main(["predict", str(path), str(picture)]) == 3
+    assert "has no head, and so no classes: look at its features instead" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["timm", "huggingface"])
+def test_export_writes_what_from_pretrained_opens_again(saved, tmp_path, capsys, layout):
+    model, path = saved
+    assert cli.main(["export", str(path), str(tmp_path / "out"), "--layout", layout]) == 0
+    assert f"parameters in {layout}'s layout" in capsys.readouterr().out
+    again = from_pretrained(tmp_path / "out")
+    assert_same_bits(again.state_dict(), model.state_dict())
+    assert again.classes == tuple("abcde")
+
+
+def test_export_names_what_a_layout_has_no_place_for(tmp_path, capsys):
+    save_pretrained(filled(pool="mean"), tmp_path / "in")
+    assert cli.main(["export", str(tmp_path / "in"), str(tmp_path / "out"), "--layout", "huggingface"]) == 3
+    assert "Hugging Face's ViT has no place for pooling by the mean" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_starts_from_weights_and_repeats_to_the_bit(saved, tmp_path, capsys):
+    _, path = saved
+    settings = ["--set", "model.patch_size=4", "--set", "training.epochs=1", "--set", "training.warmup_epochs=0"]
+    settings += ["--set", "training.layer_decay=0.7", "--set", "training.freeze=1", "--set", "data.augment=none"]
+    assert cli.main(["train", "--init", str(path), "--out", str(tmp_path / "run"), *settings]) == 0
+    out = capsys.readouterr().out
+    assert "resampled from 4×4 to 2×2 patches" in out
+    assert "from 3 to 1 channels, from 8 to 4 pixels a side" in out
+    assert "a new head of 10 classes" in out
+    first = from_pretrained(tmp_path / "run").state_dict()
+    start = from_pretrained(path, image_size=8, patch_size=4, channels=1, num_classes=10).state_dict()
+    for name, array in start.items():
+        frozen = name.startswith(("patch_embed", "cls_token", "pos_embed", "blocks.0"))
+        assert np.array_equal(first[name], array) == frozen, name
+    config = str(tmp_path / "run" / "config.toml")
+    assert cli.main(["train", "--config", config, "--out", str(tmp_path / "again")]) == 0
+    assert_same_bits(from_pretrained(tmp_path / "again").state_dict(), first)
+
+
+def test_a_run_cannot_be_of_another_model_than_the_weights_it_starts_from(saved, tmp_path, capsys):
+    _, path = saved
+    asked = ["train", "--init", str(path), "--out", str(tmp_path / "run"), "--set", "model.patch_size=4"]
+    assert cli.main([*asked, "--set", "model.depth=3"]) == 3
+    assert "has model.depth 2; a run that starts from it cannot have another" in capsys.readouterr().err
+    assert cli.main(["train", "--init", str(tmp_path / "nothing"), "--out", str(tmp_path / "run")]) == 3
+    assert "does not exist; check the path" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 # ----------------------------------------------------------------------------------------------------------- the Hub

@@ -50,8 +50,8 @@ def pictures(weights, tmp_path):
 def test_features_writes_those_of_all_pictures_of_a_folder(tinyvit, weights, pictures):
     code, out, err = tinyvit("features", weights, "pictures", "--out", "new/f.npz", "--layers", 0, -1)
     assert (code, err) == (0, "")
-    first, last = out.splitlines()
-    assert first.startswith("w: ")
+    *report, last = out.splitlines()
+    assert report == str(tv.from_pretrained(weights).report).splitlines()
     assert re.fullmatch(
         r"new/f\.npz: 3 images, class_token 16, patch_tokens 2×2×16, pooled 16, layer_0/class_token 16, .*"
         r"layer_2/pooled 16, 0\.0\d MB",
@@ -109,8 +109,9 @@ def test_features_of_a_bad_image_are_left_out_and_the_others_written(tinyvit, we
 def test_probe_prints_a_table(tinyvit, weights):
     code, out, err = tinyvit("probe", weights, "--data", "digits", "--k", 5, 20)
     assert (code, err) == (0, "")
-    first, title, _, head, *rows, _, took = out.splitlines()
-    assert first.startswith("w: ")
+    report = str(tv.from_pretrained(weights).report)
+    assert out.startswith(f"{report}\n")
+    title, _, head, *rows, _, took = out.removeprefix(f"{report}\n").splitlines()
     assert title == "digits: 1,259 training, 179 validation, 359 test images, 16 features (pooled)"
     assert head.split() == ["probe", "validation", "test"]
     assert [row.split("  ")[0] for row in rows[:2]] == ["k-NN, k = 5", "k-NN, k = 20"]

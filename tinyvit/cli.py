@@ -192,6 +192,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_workers(probing)
     _add_device(probing)
 
+    export = command("export", _export, "write a model into a folder that timm or Hugging Face's transformers open")
+    _add_weights(export)
+    export.add_argument(
+        "out", type=Path, metavar="FOLDER", help="made if need be; files of the same names are replaced"
+    )
+    export.add_argument("--layout", choices=pretrained.LAYOUTS, default="timm", help="whose files to write (timm)")
+
     table = command("summary", _summary, "print a model's layers: what each learns, computes and keeps for training")
     table.add_argument(
         "model", metavar="MODEL", help="a name like vit_base_patch16_224, or a config.toml, run or model file"
@@ -506,7 +513,11 @@ def _predict(options: argparse.Namespace) -> int:
             raise ConfigError("--attention needs matplotlib: pip install 'tinyvit[vision]'") from error
         except ValueError as error:
             raise ConfigError(f"--attention {options.attention}: {error}") from error
-    trained = load_trained(options.run, options.device)
+    foreign = pretrained.is_foreign(options.run)
+    model = pretrained.from_pretrained(options.run, device=options.device) if foreign else None
+    trained = pretrained.as_trained(model) if model else load_trained(options.run, options.device)
+    if model and not options.json:
+        print(model.report)
     data = trained.config.data
     images, bad = _readable(options.images, trained)
     if bad and (options.debug or not images):
@@ -535,6 +546,9 @@ def _readable(paths: Sequence[Path], trained: TrainedModel) -> tuple[list[tuple[
     images, bad = [], []
     for path in paths:
         try:
+            if isinstance(trained.model, pretrained.PretrainedViT):
+                images.append((path, np.rint(trained.model.preprocessing.levels(path)).astype(np.uint8)))
+                continue
             size = (model.height, model.width)
             images.append((path, read_image(path, model.channels, size, data.crop_ratio, data.interpolation)))
         except DataError as error:
@@ -574,7 +588,7 @@ def _features(options: argparse.Namespace) -> int:
             "features": found,
             "skipped": [str(error) for error in bad],
         }
-        print(json.dumps({**answer, "grid": arrays["grid"].tolist(), "weights": _short(model.report)}))
+        print(json.dumps({**answer, "grid": arrays["grid"].tolist(), "weights": str(model.report)}))
     else:
         shapes = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in found.items())
         size = options.out.stat().st_size / 1e6
@@ -590,12 +604,16 @@ def _open_weights(options: argparse.Namespace, size: tuple[int, int] | None = No
     except ValueError as error:  # sizes that make no ViT
         raise ConfigError(str(error)) from error
     if not options.json:
-        print(_short(model.report))
+        print(model.report)
     return model
 
 
-def _short(report: Any) -> str:
-    return str(report).partition("\n")[0]
+def _export(options: argparse.Namespace) -> int:
+    model = pretrained.from_pretrained(options.weights)
+    pretrained.save_pretrained(model, options.out, options.layout)
+    print(model.report)
+    print(f"{options.out}: {model.num_parameters:,} parameters in {options.layout}'s layout")
+    return GOOD
 
 
 def _probe(options: argparse.Namespace) -> int:

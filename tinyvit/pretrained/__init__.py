@@ -10,15 +10,17 @@ from tinyvit.pretrained.features import (
     prepare,
     write_features,
 )
-from tinyvit.pretrained.loading import PretrainedViT, from_pretrained
+from tinyvit.pretrained.loading import PretrainedViT, as_trained, from_pretrained
+from tinyvit.pretrained.own import is_foreign
 from tinyvit.pretrained.preprocessing import PREPROCESSING, Preprocessing
 from tinyvit.pretrained.probes import LinearProbe, ProbeReport, knn, linear_probe, nearest, probe_dataset
 from tinyvit.pretrained.report import Report
 from tinyvit.pretrained.resizing import adapt_channels, resize_patches, resize_positions
-from tinyvit.pretrained.saving import save_pretrained
+from tinyvit.pretrained.saving import LAYOUTS, save_pretrained
 from tinyvit.pretrained.starting import initial
 
 __all__ = [
+    "LAYOUTS",
     "PREPROCESSING",
     "FeatureError",
     "LinearProbe",
@@ -29,12 +31,14 @@ __all__ = [
     "Weights",
     "WeightsError",
     "adapt_channels",
+    "as_trained",
     "extract_features",
     "features_of_files",
     "features_of_split",
     "from_pretrained",
     "image_files",
     "initial",
+    "is_foreign",
     "knn",
     "linear_probe",
     "nearest",

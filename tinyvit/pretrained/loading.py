@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyvit.pretrained.containers import open_weights
+from tinyvit.pretrained.containers import WeightsError, open_weights
 from tinyvit.pretrained.families import anatomy, family_of, unwrap
 from tinyvit.pretrained.families.contents import Contents, Family, Named
 from tinyvit.pretrained.fitting import Fitting
@@ -15,6 +15,7 @@ from tinyvit.pretrained.hub import HUB, download
 from tinyvit.pretrained.own import is_own, open_own
 from tinyvit.pretrained.preprocessing import Preprocessing
 from tinyvit.pretrained.report import Report
+from tinyvit.training import Config, DataConfig, TrainedModel
 from tinyvit.vit import ViT, ViTConfig
 
 FREE = (  # fields of the config that a caller may set: no array's shape depends on them
@@ -129,6 +130,19 @@ def from_pretrained(
         asked=fitting.asked,
     )
     return model
+
+
+def as_trained(model: PretrainedViT) -> TrainedModel:
+    """Return a model of others as one that was trained here: with its normalisation, and numbers for nameless classes.
+
+    Raises:
+        WeightsError: it has no head.
+    """
+    if not model.config.num_classes:
+        raise WeightsError(f"{model.report.source} has no head, and so no classes: look at its features instead")
+    classes = model.classes or tuple(map(str, range(model.config.num_classes)))
+    data = DataConfig(mean=model.preprocessing.mean, std=model.preprocessing.std)
+    return TrainedModel(model, Config(model.config, data), classes, Path(model.report.source))
 
 
 def _opened(path: str | Path, family: str | None) -> tuple[Contents, Family]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from tinyvit.data.datasets import Reading
 from tinyvit.data.images import fit_picture, read_image, read_picture
-from tinyvit.pretrained.containers import Weights, WeightsError, open_weights
+from tinyvit.pretrained.containers import PREFERRED, SETTINGS, SUFFIXES, Weights, WeightsError, open_weights
 from tinyvit.pretrained.containers.weights import Entry
 from tinyvit.pretrained.families.contents import Description, Family, Table
 from tinyvit.pretrained.families.timm import OURS
@@ -55,8 +55,22 @@ def is_own(path: str | Path) -> bool:
     """Whether a path is a run's folder, its model file or a checkpoint."""
     path = Path(path)
     if path.is_dir():
-        return (path / "config.toml").is_file()
+        return (path / "config.toml").is_file() or is_own(path / "model.safetensors")
     return path.suffix == ".safetensors" and path.is_file() and "tinyvit" in open_weights(path).metadata
+
+
+def is_foreign(path: str | Path) -> bool:
+    """Whether a path leads to weights that others made, as far as names and beginnings tell."""
+    path = Path(path)
+    if str(path).startswith("hf:"):
+        return True
+    if path.is_dir():
+        there = any((path / name).exists() for name in (*SETTINGS, *PREFERRED))
+        return there and not is_own(path)
+    try:
+        return path.is_file() and path.suffix in SUFFIXES and not is_own(path)
+    except WeightsError:
+        return False  # damaged: whoever opens it will say so
 
 
 def open_own(path: str | Path) -> tuple[Weights, Family]:

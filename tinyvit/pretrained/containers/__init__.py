@@ -12,7 +12,7 @@ from tinyvit.pretrained.containers.pytorch import ADVICE, is_pytorch, read_pytor
 from tinyvit.pretrained.containers.safetensors import read_safetensors
 from tinyvit.pretrained.containers.weights import Entry, Weights, WeightsError, mapped, nonfinite, parse_json, quoted
 
-__all__ = ["PREFERRED", "SETTINGS", "Weights", "WeightsError", "nonfinite", "open_weights", "read_settings"]
+__all__ = ["PREFERRED", "SETTINGS", "SUFFIXES", "Weights", "WeightsError", "nonfinite", "open_weights", "read_settings"]
 
 INDEX = ".safetensors.index.json"
 PREFERRED = (  # in a folder; the first that is there is taken
