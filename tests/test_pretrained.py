@@ -384,6 +384,100 @@ def test_settings_that_tinyvit_does_not_have_are_one_sentence(saved, change, rea
         from_pretrained(path)
 
 
+def test_a_small_file_that_would_make_a_huge_model_is_refused_before_memory_is_taken(saved):
+    model, path = saved
+    arrays = model.state_dict()
+    D = 100_000  # whose attention alone would take 160 GB
+    arrays["patch_embed.proj.weight"] = np.zeros((D, 3, 8, 8), np.float16)
+    written(path / "model.safetensors", arrays)
+    with pytest.raises(WeightsError, match="too few for 2 layers of width 100000"):
+        from_pretrained(path)
+    arrays = {**model.state_dict(), "blocks.999999999.norm1.weight": np.zeros(3, np.float32)}
+    written(path / "model.safetensors", arrays)
+    with pytest.raises(WeightsError, match="names a layer 999,999,999, but holds 33 arrays"):
+        from_pretrained(path)
+
+
+def test_names_that_are_one_without_a_prefix_are_refused(saved):
+    model, path = saved
+    written(path / "model.safetensors", {**model.state_dict(), "module.norm.weight": np.zeros(3, np.float32)})
+    with pytest.raises(WeightsError, match=r"holds 'norm.weight' twice, with a prefix and without"):
+        from_pretrained(path)
+    chunks = {"blocks.0.0.norm1.weight": np.zeros(3, np.float32), "blocks.1.0.norm1.weight": np.zeros(3, np.float32)}
+    written(path / "model.safetensors", chunks)
+    with pytest.raises(WeightsError, match=r"holds 'blocks.0.norm1.weight' twice, in two chunks"):
+        from_pretrained(path)
+
+
+def google_arrays():
+    """A tiny model in the layout of vit_jax."""
+    rng = np.random.default_rng(0)
+    shapes = {"embedding/kernel": (4, 4, 3, 8), "embedding/bias": (8,), "cls": (1, 1, 8), "head/kernel": (8, 3)}
+    shapes |= {"head/bias": (3,), "Transformer/posembed_input/pos_embedding": (1, 5, 8)}
+    for norm in ("encoder_norm", "encoderblock_0/LayerNorm_0", "encoderblock_0/LayerNorm_2"):
+        shapes |= {f"Transformer/{norm}/scale": (8,), f"Transformer/{norm}/bias": (8,)}
+    for part in ("query", "key", "value"):
+        name = f"Transformer/encoderblock_0/MultiHeadDotProductAttention_1/{part}"
+        shapes |= {f"{name}/kernel": (8, 2, 4), f"{name}/bias": (2, 4)}
+    out, mlp = "MultiHeadDotProductAttention_1/out", "MlpBlock_3/Dense_"
+    shapes |= {f"Transformer/encoderblock_0/{out}/kernel": (2, 4, 8), f"Transformer/encoderblock_0/{out}/bias": (8,)}
+    shapes |= {f"Transformer/encoderblock_0/{mlp}0/kernel": (8, 16), f"Transformer/encoderblock_0/{mlp}0/bias": (16,)}
+    shapes |= {f"Transformer/encoderblock_0/{mlp}1/kernel": (16, 8), f"Transformer/encoderblock_0/{mlp}1/bias": (8,)}
+    return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+
+
+def mutated(arrays, rng):
+    """The arrays with one to three of them lost, renamed, of another shape, or with NaN."""
+    arrays = dict(arrays)
+    for _ in range(rng.integers(1, 4)):
+        name = list(arrays)[rng.integers(len(arrays))]
+        array = arrays.pop(name)
+        kind = rng.integers(7)
+        if kind == 1:
+            arrays[name.replace("0", "1") + rng.choice(["", "x"])] = array
+        elif kind == 2:
+            arrays[name] = array.reshape(-1)
+        elif kind == 3:
+            arrays[name] = array.sum()
+        elif kind == 4:
+            arrays[name] = np.repeat(array, rng.integers(0, 3), axis=rng.integers(array.ndim)) if array.ndim else array
+        elif kind == 5:
+            arrays[name] = np.where(rng.random(array.shape) < 0.1, np.nan, array).astype(np.float32)
+        elif kind == 6:
+            arrays[name] = array[None]
+    return arrays
+
+
+@pytest.mark.parametrize("layout", ["timm", "huggingface", "google"])
+def test_mutated_arrays_and_settings_open_or_are_refused_in_one_sentence(tmp_path, layout):
+    from safetensors.numpy import load_file
+
+    if layout != "google":
+        save_pretrained(filled(depth=1), tmp_path, layout)
+        config = json.loads((tmp_path / "config.json").read_text())
+    whole = google_arrays() if layout == "google" else load_file(tmp_path / "model.safetensors")
+    odd = [None, 0, -1, 2**40, 1.5, "x", [], {}, [3, 32], True]
+    refusals = []
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        arrays = mutated(whole, rng) if seed % 3 else whole
+        if layout == "google":
+            np.savez(tmp_path / "w.npz", **arrays)
+        else:
+            written(tmp_path / "model.safetensors", arrays)
+            place = config["model_args"] if layout == "timm" and seed % 2 else config
+            settings = {**place, list(place)[rng.integers(len(place))]: odd[rng.integers(len(odd))]}
+            (tmp_path / "config.json").write_text(
+                json.dumps({**config, "model_args": settings} if place is not config else settings)
+            )
+        try:
+            from_pretrained(tmp_path / "w.npz" if layout == "google" else tmp_path)
+        except WeightsError as error:
+            refusals.append(str(error))
+    assert 50 < len(refusals) <= 150
+    assert not [text for text in refusals if "\n" in text or len(text) > 1000]
+
+
 def test_something_else_and_an_unknown_family_are_told_what_there_is(tmp_path):
     path = written(tmp_path / "w.safetensors", {"a.weight": np.zeros(3, np.float32)})
     with pytest.raises(WeightsError, match="no ViT that tinyvit knows; known are Google's ViT"):

@@ -146,6 +146,14 @@ class Fitting:
             changes["pre_logits"] = 0
         return replace(self.native, **changes)
 
+    def check_size(self, numbers: int) -> None:
+        """Refuse a file of so many numbers that lets a model look larger, before memory is taken for it."""
+        c = self.config
+        if c.depth * c.dim * (4 * c.dim + 2 * c.mlp_hidden) > numbers:
+            raise WeightsError(
+                f"{self.path} has {numbers:,} numbers, too few for {c.depth} layers of width {c.dim} and {c.mlp_hidden}"
+            )
+
     # ----------------------------------------------------------------------------------------------------- the arrays
 
     def arrays(self, wanted: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

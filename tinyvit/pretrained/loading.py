@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +105,17 @@ def from_pretrained(
         raise TypeError(f"from_pretrained takes no {', '.join(wrong)}; what may be set is {', '.join(FREE)}")
     contents, kind = _opened(download(str(path)) if str(path).startswith(HUB) else path, family)
     weights, named = contents.weights, Named(contents, kind)
+    if isinstance(image_size, tuple) and len(set(image_size)) == 1:
+        image_size = image_size[0]
     asked: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size, "channels": channels, **settings}
     asked = {name: value for name, value in {**asked, "num_classes": num_classes}.items() if value is not None}
-    shapes = anatomy(weights.path, named)
-    description = kind.describe(contents, shapes)
-    fitting = Fitting(weights.path, named, shapes, description, asked)
+    try:
+        shapes = anatomy(weights.path, named)
+        description = kind.describe(contents, shapes)
+        fitting = Fitting(weights.path, named, shapes, description, asked)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:  # of shapes and settings that nobody foresaw
+        raise WeightsError(f"{weights.path} has arrays or settings of a form that no ViT has: {error}") from error
+    fitting.check_size(sum(math.prod(weights.shape(name)) for name in weights))
     config = fitting.config
     model = PretrainedViT(config)
     model.load_state_dict(fitting.arrays(dict(model.named_parameters())))

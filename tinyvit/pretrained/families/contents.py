@@ -146,9 +146,8 @@ class Named(Mapping[str, np.ndarray]):
 
     def __init__(self, contents: Contents, family: Family) -> None:
         self._contents, self._convert = contents, family.convert
-        numbers = [int(match[1]) for name in contents.arrays for match in [re.search(_LAYER, name)] if match]
         self.sources: dict[str, tuple[str, ...]] = {}
-        for ours, theirs in family.table.names(1 + max(numbers, default=-1)):
+        for ours, theirs in family.table.names(_depth(contents)):
             if all(name in contents.arrays for name in theirs):
                 self.sources[ours] = theirs
         used = {name for theirs in self.sources.values() for name in theirs}
@@ -161,7 +160,7 @@ class Named(Mapping[str, np.ndarray]):
         arrays = [self._contents.arrays[name]() for name in self.sources[ours]]
         try:
             return self._convert(ours, arrays)
-        except ValueError as error:
+        except (IndexError, TypeError, ValueError) as error:
             shapes = ", ".join(str(array.shape) for array in arrays)
             where = f"{self._contents.weights.path}: {', '.join(self.sources[ours])}"
             raise WeightsError(f"{where} of shape {shapes} make no {ours}") from error
@@ -176,7 +175,14 @@ class Named(Mapping[str, np.ndarray]):
         return name in self.sources
 
 
-_LAYER = r"(?:blocks\.|layer\.|encoderblock_)(\d+)[./]"
+def _depth(contents: Contents) -> int:
+    numbers = re.findall(r"(?:blocks\.|layer\.|encoderblock_)(\d{1,9})[./]", "\n".join(contents.arrays))
+    depth = 1 + max(map(int, numbers), default=-1)
+    if depth > len(contents.arrays):  # and a loop over so many layers would not end
+        raise WeightsError(
+            f"{contents.weights.path} names a layer {depth - 1:,}, but holds {len(contents.arrays):,} arrays"
+        )
+    return depth
 
 
 def _reason(name: str, ignored: Mapping[str, str]) -> str:
@@ -239,7 +245,7 @@ def anatomy(path: Any, named: Mapping[str, np.ndarray]) -> Anatomy:
         "qkv_bias": "blocks.0.attn.qkv.bias" in named,
         "layer_scale": 1e-5 if "blocks.0.ls1.gamma" in named else 0.0,
         "pool_norm": "fc_norm.weight" in named,
-        "pre_logits": named["pre_logits.bias"].shape[0] if "pre_logits.bias" in named else 0,
+        "pre_logits": named["pre_logits.weight"].shape[0] if "pre_logits.weight" in named else 0,
         "num_classes": named["head.weight"].shape[0] if "head.weight" in named else 0,
     }
     if len(fc1) == 2 * hidden:

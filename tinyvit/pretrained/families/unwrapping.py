@@ -7,7 +7,8 @@ from functools import partial
 
 import numpy as np
 
-from tinyvit.pretrained.containers import Weights
+from tinyvit.pretrained.containers import Weights, WeightsError
+from tinyvit.pretrained.containers.weights import quoted
 from tinyvit.pretrained.families.contents import Contents, Read
 
 DICTS = ("model", "state_dict", "teacher", "model_state_dict")  # of training checkpoints; the first that is there
@@ -16,6 +17,7 @@ PREFIXES = (  # of DataParallel, torch.compile, DINO's wrapper, and Hugging Face
     *("vit.", "deit.", "dinov2.", "dinov2_with_registers."),
 )
 NPZ_PREFIXES = ("opt/target/", "params/img/", "params/", "img/")  # of vit_jax and big_vision
+MAX_DEPTH = 1000  # layers in one array
 BESIDE = "it stands beside the weights in the checkpoint"
 
 
@@ -30,9 +32,16 @@ def unwrap(weights: Weights) -> Contents:
             names, beside = _inside(names, f"{wrapper}/")
             passed_over |= beside
         while prefix := next((p for p in PREFIXES if _any(names, p)), ""):
-            names = {name.removeprefix(prefix): origin for name, origin in names.items()}
+            names = _renamed(weights, names, {name: name.removeprefix(prefix) for name in names})
     arrays: dict[str, Read] = {name: partial(weights.__getitem__, origin) for name, origin in names.items()}
     return Contents(weights, *_layers_apart(weights, arrays, names), passed_over)
+
+
+def _renamed(weights: Weights, names: dict[str, str], new: dict[str, str]) -> dict[str, str]:
+    if len(set(new.values())) < len(new):
+        twice = next(name for name in new.values() if list(new.values()).count(name) > 1)
+        raise WeightsError(f"{weights.path} holds {quoted(twice)} twice, with a prefix and without")
+    return {new[name]: origin for name, origin in names.items()}
 
 
 def _any(names: dict[str, str], prefix: str) -> bool:
@@ -54,11 +63,13 @@ def _layers_apart(
     for name, read in arrays.items():
         before, scan, after = name.partition("Transformer/encoderblock/")
         if scan and not before:
-            for i in range(weights.shape(origin[name])[0] if weights.shape(origin[name]) else 0):
+            for i in range(min(weights.shape(origin[name])[:1] or (0,), (MAX_DEPTH,))[0]):
                 apart[f"Transformer/encoderblock_{i}/{after}"] = partial(_row, read, i)
                 names[f"Transformer/encoderblock_{i}/{after}"] = origin[name]
         else:
             chunkless = re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
+            if chunkless in apart:
+                raise WeightsError(f"{weights.path} holds {quoted(chunkless)} twice, in two chunks of layers")
             apart[chunkless], names[chunkless] = read, origin[name]
     return apart, names
 
