@@ -4,6 +4,7 @@ import json
 import sys
 import types
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -524,6 +525,12 @@ def test_export_writes_what_from_pretrained_opens_again(saved, tmp_path, capsys,
     assert again.classes == tuple("abcde")
 
 
+def test_summary_tells_of_weights_of_others(saved, capsys):
+    model, path = saved
+    assert cli.main(["summary", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] == model.num_parameters
+
+
 def test_export_names_what_a_layout_has_no_place_for(tmp_path, capsys):
     save_pretrained(filled(pool="mean"), tmp_path / "in")
     assert cli.main(["export", str(tmp_path / "in"), str(tmp_path / "out"), "--layout", "huggingface"]) == 3
@@ -563,7 +570,7 @@ def test_a_run_cannot_be_of_another_model_than_the_weights_it_starts_from(saved,
 # ----------------------------------------------------------------------------------------------------------- the Hub
 
 
-def test_a_name_on_the_hub_is_fetched_by_its_own_library(saved, monkeypatch):
+def test_a_name_on_the_hub_is_fetched_by_its_own_library(saved, monkeypatch, capsys):
     model, path = saved
     asked = []
 
@@ -579,8 +586,10 @@ def test_a_name_on_the_hub_is_fetched_by_its_own_library(saved, monkeypatch):
     opened = tv.from_pretrained("hf://owner/name@v2")
     assert_same_bits(opened.state_dict(), model.state_dict())
     assert opened.report.source == "hf://owner/name@v2"
-    tv.from_pretrained("hf://owner/name")
+    tv.from_pretrained(Path("hf://owner/name"))
     assert asked == [("owner/name", "v2"), ("owner/name", None)]
+    assert cli.main(["train", "--init", "hf://owner/name", "--set", "model.patch_size=4", "--print-config"]) == 0
+    assert 'init = "hf://owner/name"' in capsys.readouterr().out
     with pytest.raises(WeightsError, match=r"hf://nobody/nothing cannot be fetched: 404: no such model$"):
         tv.from_pretrained("hf://nobody/nothing")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)

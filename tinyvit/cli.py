@@ -132,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_device(evaluation)
 
     prediction = command("predict", _predict, "say what images show")
-    prediction.add_argument("run", type=Path, metavar="RUN", help="a run's folder, a model file or a checkpoint")
+    prediction.add_argument(
+        "run", type=Path, metavar="RUN", help="a run's folder, a model file or a checkpoint; or weights of others"
+    )
     prediction.add_argument(
         "images",
         type=Path,
@@ -201,7 +203,9 @@ def _parser() -> argparse.ArgumentParser:
 
     table = command("summary", _summary, "print a model's layers: what each learns, computes and keeps for training")
     table.add_argument(
-        "model", metavar="MODEL", help="a name like vit_base_patch16_224, or a config.toml, run or model file"
+        "model",
+        metavar="MODEL",
+        help="a name like vit_base_patch16_224, a config.toml, a run, a model file, or weights",
     )
     table.add_argument("--batch", type=int, default=1, metavar="N", help="images a batch, for the totals (default 1)")
     form = table.add_mutually_exclusive_group()
@@ -262,7 +266,7 @@ def _add_device(parser: argparse.ArgumentParser, default: str = "auto") -> None:
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "weights", type=Path, metavar="WEIGHTS", help="a file or a folder of weights, or a run's folder"
+        "weights", metavar="WEIGHTS", help="a file or a folder of weights, hf://owner/name, or a run's folder"
     )
 
 
@@ -726,6 +730,8 @@ def _data_scan(options: argparse.Namespace) -> int:
 
 def _model_config(model: str) -> ViTConfig:
     path = Path(model)
+    if pretrained.is_foreign(path):
+        return pretrained.from_pretrained(model).config
     if path.is_dir():
         path = path / "config.toml"
     if path.suffix == ".toml":

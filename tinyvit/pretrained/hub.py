@@ -6,10 +6,17 @@ from pathlib import Path
 
 from tinyvit.pretrained.containers import PREFERRED, SETTINGS, WeightsError
 
-HUB = "hf://"
+
+def is_on_hub(path: str | Path) -> bool:
+    """Whether a path is ``hf://owner/name``; made a `Path` it has lost a slash.
+
+    >>> is_on_hub("hf://owner/name"), is_on_hub(Path("hf://owner/name")), is_on_hub("weights.npz")
+    (True, True, False)
+    """
+    return str(path).startswith("hf:/")
 
 
-def download(address: str) -> Path:
+def download(address: str | Path) -> Path:
     """Return the folder of ``hf://owner/name`` or ``hf://owner/name@revision``, downloaded once and kept.
 
     Only weights and their settings are fetched. ``HF_HOME`` and ``HF_HUB_OFFLINE`` are that library's own settings.
@@ -17,7 +24,8 @@ def download(address: str) -> Path:
     Raises:
         WeightsError: the library is missing, or it cannot fetch them.
     """
-    name, _, revision = address.removeprefix(HUB).partition("@")
+    name, _, revision = str(address).removeprefix("hf:").lstrip("/").partition("@")
+    address = f"hf://{name}"
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:

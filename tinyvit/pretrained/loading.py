@@ -12,7 +12,7 @@ from tinyvit.pretrained.containers import WeightsError, open_weights
 from tinyvit.pretrained.families import anatomy, family_of, unwrap
 from tinyvit.pretrained.families.contents import Contents, Family, Named
 from tinyvit.pretrained.fitting import Fitting
-from tinyvit.pretrained.hub import HUB, download
+from tinyvit.pretrained.hub import download, is_on_hub
 from tinyvit.pretrained.own import is_own, open_own
 from tinyvit.pretrained.preprocessing import Preprocessing
 from tinyvit.pretrained.report import Report
@@ -103,7 +103,7 @@ def from_pretrained(
     wrong = [name for name in settings if name not in FREE]
     if wrong:
         raise TypeError(f"from_pretrained takes no {', '.join(wrong)}; what may be set is {', '.join(FREE)}")
-    contents, kind = _opened(download(str(path)) if str(path).startswith(HUB) else path, family)
+    contents, kind = _opened(download(path) if is_on_hub(path) else path, family)
     weights, named = contents.weights, Named(contents, kind)
     if isinstance(image_size, tuple) and len(set(image_size)) == 1:
         image_size = image_size[0]

@@ -15,6 +15,7 @@ from tinyvit.pretrained.containers import PREFERRED, SETTINGS, SUFFIXES, Weights
 from tinyvit.pretrained.containers.weights import Entry
 from tinyvit.pretrained.families.contents import Description, Family, Table
 from tinyvit.pretrained.families.timm import OURS
+from tinyvit.pretrained.hub import is_on_hub
 from tinyvit.pretrained.preprocessing import Preprocessing, Size
 from tinyvit.training import CheckpointError, Config, load_trained
 
@@ -61,9 +62,9 @@ def is_own(path: str | Path) -> bool:
 
 def is_foreign(path: str | Path) -> bool:
     """Whether a path leads to weights that others made, as far as names and beginnings tell."""
-    path = Path(path)
-    if str(path).startswith("hf:"):
+    if is_on_hub(path):
         return True
+    path = Path(path)
     if path.is_dir():
         there = any((path / name).exists() for name in (*SETTINGS, *PREFERRED))
         return there and not is_own(path)
