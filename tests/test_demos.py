@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import tinyvit as tv
+from tinyvit.pretrained import save_pretrained
 
 DEMOS = sorted((Path(__file__).parent.parent / "demos").glob("*.py"))
 SAYS = {
@@ -97,6 +98,24 @@ SAYS = {
         "█  to 9",
         ", of 80 steps",
     ],
+    "15_features_as_colours": [
+        "trained to a test accuracy of 9",
+        "359 images of 4×4 patches: three of 32 numbers keep",
+        "the image         red               green             blue",
+        "the colour of one empty patch names its digit in ",
+    ],
+    "16_a_probe": [
+        "trained on 10,096 canvases with 0 to 4: ",
+        "the digits 5 to 9: 89 images to learn from, 628 to test",
+        "                k-NN   linear\nrandom weights  ",
+        "these weights   ",
+    ],
+    "17_fine_tune": [
+        "weights that name ten digits: test accuracy 9",
+        "head.weight, head.bias: a new head of 2 classes, zero at first",
+        "odd or even, learned from 40 images: test accuracy ",
+        "% from scratch, 9",
+    ],
 }
 
 
@@ -137,6 +156,68 @@ def test_attention_maps_are_drawn_where_somebody_asks(tmp_path):
     pytest.importorskip("matplotlib")
     assert "six digits and their maps: maps.png" in run(demo_named("09"), tmp_path, "maps.png")
     assert [path.name for path in tmp_path.iterdir()] == ["maps.png"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Fresh weights for images of 16×12 pixels in colour, as timm and as transformers keep them."""
+    model = tv.ViT(tv.ViTConfig(image_size=(16, 12), patch_size=4, dim=64, depth=2, num_heads=1, num_classes=3))
+    folder = tmp_path_factory.mktemp("weights")
+    for layout in LAYOUTS:
+        save_pretrained(model, folder / layout, layout)
+    return folder
+
+
+LAYOUTS = ("timm", "huggingface")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_features_of_photographs_by_named_weights_are_colours(layout, weights, tmp_path):
+    pytest.importorskip("matplotlib")
+    image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    photographs = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path, shape in zip(photographs, ((40, 30, 3), (20, 50, 3)), strict=True):
+        image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(path)
+    said = run(demo_named("15"), tmp_path, weights / layout, *photographs, "--out", "colours.png")
+    assert "2 images of 4×3 patches: three of 64 numbers keep" in said
+    assert "images and colours: colours.png" in said
+    with image.open(tmp_path / "colours.png") as picture:
+        assert np.ptp(np.asarray(picture.convert("RGB")), axis=2).max() > 100  # it has colours
+    assert "2 images of 6×6 patches" in run(demo_named("15"), tmp_path, weights / layout, *photographs, "--size", "24")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_named_weights_are_probed_and_tuned(layout, weights, tmp_path):
+    pytest.importorskip("PIL")
+    said = run(demo_named("16"), tmp_path, weights / layout)
+    assert "628 to test" in said
+    assert re.search(r"^these weights   \d+\.\d%  \d+\.\d%$", said, flags=re.MULTILINE)
+    assert "trained on" not in said
+    said = run(demo_named("17"), tmp_path, weights / layout)
+    assert "asked    num_classes = 2: the file has 3" in said
+    assert "% from these weights" in said
+    assert "ten digits" not in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_colours_are_principal_components():
+    """Beside the eigenvectors of the covariance; the sign of each is free."""
+    spec = importlib.util.spec_from_file_location("features_as_colours", demo_named("15"))
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    model = tv.ViT(tv.ViTConfig(image_size=8, patch_size=2, channels=1, dim=16, depth=1, num_heads=1))
+    images = np.random.default_rng(0).standard_normal((5, 1, 8, 8)).astype(np.float32)
+    found, shares = demo.colours(model, images)
+    X = model.features(images).detach().numpy()[:, 1:].reshape(-1, 16).astype(np.float64)
+    variances, vectors = np.linalg.eigh(np.cov(X.T))
+    np.testing.assert_allclose(shares, variances[:-4:-1] / variances.sum(), rtol=1e-3)
+    assert found.shape == (5, 4, 4, 3)
+    assert found.min() == 0
+    assert found.max() == 1
+    for colour, vector in zip(found.reshape(-1, 3).T, vectors.T[:-4:-1], strict=True):
+        inside = (colour > 0) & (colour < 1)  # what was not clipped
+        assert abs(np.corrcoef(colour[inside], (X @ vector)[inside])[0, 1]) > 0.9999
 
 
 def test_the_engine_in_100_lines_finds_the_gradients_of_a_reused_and_broadcast_value():
