@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from tinyvit import cli
+from tinyvit.training import ConfigError
+from tinyvit.training.config import merge
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
@@ -84,6 +86,18 @@ def stands_in(lines, source):
     """Whether these lines follow one another in a source file, wherever it is indented; empty lines apart."""
     wanted, present = ([line.strip() for line in some if line.strip()] for some in (lines, source.splitlines()))
     return any(present[i : i + len(wanted)] == wanted for i in range(len(present) - len(wanted) + 1))
+
+
+# ------------------------------------------------------------------------------------------------------------- configs
+
+
+def wrong_configs(path, text):
+    for kind, lines in blocks(text):
+        if kind == "toml":
+            try:
+                merge(tomllib.loads("\n".join(lines)))
+            except (ConfigError, tomllib.TOMLDecodeError) as error:
+                yield str(error)
 
 
 # ------------------------------------------------------------------------------------------------------------ commands
@@ -240,7 +254,7 @@ def anchors(text):
 
 # --------------------------------------------------------------------------------------------------------------- tests
 
-CHECKS = (wrong_python, wrong_commands, wrong_table_of_commands, wrong_links)
+CHECKS = (wrong_python, wrong_configs, wrong_commands, wrong_table_of_commands, wrong_links)
 
 
 def complaints(path, text):
@@ -259,6 +273,8 @@ def test_what_a_document_shows_is_there(path):
 
 FENCE = "```"
 FAULTS = {
+    "toml: [training]\nlearning_rate = 1e-3": "did you mean training.lr?",
+    "toml: [training]\nlr = ": "Invalid value",
     "sh: tinyvit trian": "invalid choice: 'trian'",
     "sh: tinyvit train --epoch ten": "invalid int value: 'ten'",
     "sh: tinyvit audit --frobnicate": "unrecognized arguments: --frobnicate",
@@ -287,7 +303,8 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_found(fault):
     kind, _, body = fault.partition(": ")
-    text = f"# A page\n\n{FENCE}{kind}\n{body}\n{FENCE}\n" if kind in ("sh", "python") else f"# A page\n\n{fault}\n"
+    shown = f"{FENCE}{kind}\n{body}\n{FENCE}" if kind in ("sh", "python", "toml") else fault
+    text = f"# A page\n\n{shown}\n"
     assert any(FAULTS[fault] in complaint for complaint in complaints(ROOT / "PAGE.md", text))
 
 

@@ -228,6 +228,11 @@ def test_weights_say_what_the_config_and_the_data_leave_open(tables, cells, sour
     assert (config.data.mean, config.data.std, config.data.crop_ratio) == ((0.1,) * 3, (0.2,) * 3, 1.0)
 
 
+def test_a_name_on_the_hub_stays_a_name_in_the_config(tables, cells, initial):  # noqa: F811
+    named = merge(tables, {"training": {"init": "hf://owner/name@v2"}})
+    assert resolve(named, load_dataset(cells), initial).training.init == "hf://owner/name@v2"
+
+
 def test_image_size_channels_and_classes_are_the_datas(tables, cells, source):  # noqa: F811
     other = {"image_size": 224, "channels": 1, "num_classes": 1000, "patch_size": 4}
     data = load_dataset(cells)

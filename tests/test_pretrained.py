@@ -138,6 +138,12 @@ def test_what_a_layout_has_no_place_for_is_named_and_nothing_is_written(tmp_path
     assert not (tmp_path / "new").exists()
 
 
+def test_there_is_a_name_for_each_class_or_none(tmp_path):
+    with pytest.raises(WeightsError, match="there are 2 names for 5 classes; give one for each, or none"):
+        save_pretrained(filled(), tmp_path / "new", classes=("a", "b"))
+    assert not (tmp_path / "new").exists()
+
+
 def test_preprocessing_and_classes_travel_with_the_weights(tmp_path):
     model = filled()
     model.preprocessing = TIMM.for_size(32)
@@ -148,6 +154,35 @@ def test_preprocessing_and_classes_travel_with_the_weights(tmp_path):
         assert str(again.preprocessing) == str(model.preprocessing)
         assert again.classes == model.classes
         assert again.preprocessing(np.zeros((40, 50, 3), np.uint8)).shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "layouts"),
+    [
+        (TIMM.for_size(32), {"timm", "huggingface"}),
+        (Preprocessing((64, 64), "shortest", (93, 93)), {"timm", "huggingface"}),  # 64 / (64 / 93) is below 93
+        (Preprocessing((32, 32), "squash", interpolation="bilinear"), {"timm", "huggingface"}),
+        (Preprocessing((32, 32), "squash", (40, 40)), {"timm"}),
+        (Preprocessing((32, 32), "longest"), {"timm"}),
+        (Preprocessing((32, 64), "shortest", (40, 80)), {"timm"}),
+        (Preprocessing((32, 32), "none"), set()),
+    ],
+    ids=str,
+)
+def test_images_are_prepared_alike_afterwards_or_refused(tmp_path, preprocessing, layouts):
+    model = filled(image_size=preprocessing.size)
+    for layout in ("timm", "huggingface"):
+        if layout in layouts:
+            save_pretrained(model, tmp_path / layout, layout, preprocessing=preprocessing)
+            written = {file.name: json.loads(file.read_text()) for file in (tmp_path / layout).glob("*.json")}
+            if layout == "timm":
+                again = Preprocessing.from_timm(written["config.json"]["pretrained_cfg"])
+            else:
+                again = Preprocessing.from_huggingface(written["preprocessor_config.json"])
+            assert str(again) == str(preprocessing)
+        else:
+            with pytest.raises(WeightsError, match="has no place for images"):
+                save_pretrained(model, tmp_path / layout, layout, preprocessing=preprocessing)
 
 
 # ----------------------------------------------------------------------------------------------- other libraries
@@ -166,7 +201,9 @@ def test_timm_and_transformers_open_what_is_saved_for_them(tmp_path):
     for name, changes in HF_VARIANTS.items():
         model = filled(**changes)
         folder = tmp_path / "hf" / name
-        save_pretrained(model, folder, "huggingface")
+        save_pretrained(
+            model, folder, "huggingface", preprocessing=Preprocessing((model.config.height, model.config.width))
+        )
         kind = transformers.AutoModelForImageClassification if model.config.num_classes else transformers.AutoModel
         theirs = kind.from_pretrained(folder).eval()
 

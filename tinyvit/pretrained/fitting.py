@@ -35,7 +35,7 @@ class Fitting:
         native: the config of the model as the file has it.
         config: that of the model to be made.
         guessed, asked, changed, ignored, missing: as in `Report`.
-        used: array of the model → theirs.
+        used: array of the model → the arrays of the file, by their family's names, that it is made of.
 
     Raises:
         WeightsError: the arrays make no ViT.
@@ -51,9 +51,8 @@ class Fitting:
         self.missing: dict[str, str] = {}
         self.ignored: dict[str, str] = {}
         self.used: dict[str, tuple[str, ...]] = {}
-        self._edits: dict[
-            str, Callable[[], np.ndarray]
-        ] = {}  # our name → what makes the array, unless it is the file's
+        # our name → what makes the array, unless it is the file's
+        self._edits: dict[str, Callable[[], np.ndarray]] = {}
         facts = {**anatomy.config, **description.config}
         self._heads(anatomy, facts, asked)
         self._tokens(anatomy, facts, asked)

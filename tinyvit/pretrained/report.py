@@ -22,12 +22,13 @@ class Report:
         dtypes: those of the arrays in the file; the model's are float32.
         config: of the model, with its numeric variant: the form of GELU, eps, and how positions are resampled.
         preprocessing: of the images in evaluation.
-        mapped: array of the model → the arrays in the file that it was made of.
+        mapped: array of the model → the names, in the file, of the arrays that it was made of.
         ignored: array in the file → why it is no part of the model.
-        missing: arrays of the model that the file has not, with what they are instead.
-        changed: array of the model → what was done to it: resampled, folded, adapted.
-        guessed: field that the file does not give → what speaks for the value that was taken.
-        asked: fields that the caller set, with what the file has for them.
+        missing: array of the model that the file has not → what it is instead.
+        changed: array of the model whose numbers are not the file's → what was done to them.
+        guessed: field of the config, or "preprocessing" or "family", that the file does not give → what speaks for the
+            value that was taken.
+        asked: field that the caller set → what the file has for it, where that is something else.
     """
 
     source: str

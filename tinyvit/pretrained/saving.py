@@ -12,7 +12,7 @@ import numpy as np
 from tinyvit.pretrained.containers import WeightsError
 from tinyvit.pretrained.families.contents import Table, ratio_for
 from tinyvit.pretrained.families.huggingface import DINOV2_NAMES, EMBEDDINGS, VIT_NAMES
-from tinyvit.pretrained.preprocessing import PILLOW, TIMM, Preprocessing
+from tinyvit.pretrained.preprocessing import CROP_MODES, PILLOW, TIMM, Preprocessing
 from tinyvit.training.checkpoint import safetensors_pieces, write_atomically
 from tinyvit.vit import ViT, ViTConfig
 
@@ -30,18 +30,20 @@ def save_pretrained(
     """Write a model into a folder that another library opens, and `from_pretrained` too.
 
     "timm": ``timm.create_model("local-dir:FOLDER", pretrained=True)``. "huggingface":
-    ``AutoModelForImageClassification.from_pretrained(FOLDER)`` (a ViT, or a Dinov2 with or without registers, as the
-    model's parts ask for). Files are written whole or not at all, the weights last.
+    ``AutoModelForImageClassification.from_pretrained("FOLDER")``, or ``AutoModel`` without a head (a ViT, a DeiT, or a
+    Dinov2 with or without registers, as the model's parts ask for). A file is written whole or not at all, the weights
+    last. Neither keeps dropout rates, nor how positions are resampled: each library has its own way.
 
     Args:
         model: of which the weights are saved in float32.
         folder: made if need be.
         layout: "timm" or "huggingface".
         preprocessing: of the images; that of a `PretrainedViT` if None, else timm's usual one.
-        classes: their names; those of a `PretrainedViT` if there are none.
+        classes: a name for each class; those of a `PretrainedViT` if none are given.
 
     Raises:
-        WeightsError: the layout is unknown, or has no place for something that the model is made of, which is named.
+        WeightsError: the layout is unknown, or has no place for a part of the model or a step of its preprocessing,
+            which is named; or there is not a name for each class.
         OSError: the folder cannot be written.
 
     >>> import tempfile, tinyvit as tv
@@ -59,6 +61,8 @@ def save_pretrained(
         preprocessing or getattr(model, "preprocessing", None) or TIMM.for_images((c.height, c.width), c.channels)
     )
     classes = tuple(classes) or getattr(model, "classes", ())
+    if classes and len(classes) != c.num_classes:
+        raise WeightsError(f"there are {len(classes)} names for {c.num_classes} classes; give one for each, or none")
     arrays, config, preprocessor = LAYOUTS[layout](model, preprocessing, classes)
     folder = Path(folder)
     for name, settings in (("config.json", config), ("preprocessor_config.json", preprocessor)):
@@ -118,7 +122,7 @@ def _timm(model: ViT, preprocessing: Preprocessing, classes: Sequence[str]) -> F
         "input_size": [c.channels, c.height, c.width],
         "interpolation": preprocessing.interpolation if preprocessing.interpolation in PILLOW else "bilinear",
         "crop_pct": preprocessing.crop_pct or _share(preprocessing),
-        "crop_mode": "squash" if preprocessing.resize == "squash" else "center",
+        "crop_mode": TIMM_CROP_MODES[preprocessing.resize],
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),
         "num_classes": c.num_classes,
@@ -145,9 +149,15 @@ TIMM_ARCHITECTURES = {  # which model_args make whatever size it is
 TIMM_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "gelu_quick": "quick_gelu", "relu": "relu"}
 
 
+TIMM_CROP_MODES = {resize: mode for mode, resize in CROP_MODES.items()}
+
+
 def _share(preprocessing: Preprocessing) -> float:
+    """What is left of the resized image's height, so that timm divides by it, rounds down, and has that height."""
     assert preprocessing.resize_to is not None
-    return preprocessing.size[0] / preprocessing.resize_to[0]
+    size, resized = preprocessing.size[0], preprocessing.resize_to[0]
+    share = size / resized
+    return share if int(size / share) == resized else float(np.nextafter(share, 0))
 
 
 def _with_positions(model: ViT) -> dict[str, np.ndarray]:
@@ -177,6 +187,7 @@ def _huggingface(model: ViT, preprocessing: Preprocessing, classes: Sequence[str
         (dinov2 and _dinov2_ratio(c) is None, f"an FFN of {c.mlp_hidden}"),
         (c.distillation_token and not c.class_position, "a distillation token without a position"),
         (preprocessing.interpolation not in PILLOW, f"the interpolation {preprocessing.interpolation!r}"),
+        (not _huggingface_can(preprocessing), f"images {preprocessing}"),
     )
     arrays = _with_positions(model)
     if not c.class_position:  # there, the class token always has one
@@ -253,14 +264,22 @@ def _dinov2_ratio(c: ViTConfig) -> int | None:
     return None
 
 
+def _huggingface_can(preprocessing: Preprocessing) -> bool:
+    """Whether images are squashed to the model's size, or cut out of the middle at a length of their shortest side."""
+    assert preprocessing.resize_to is not None
+    if preprocessing.resize == "squash":
+        return preprocessing.resize_to == preprocessing.size
+    return preprocessing.resize == "shortest" and len(set(preprocessing.resize_to)) == 1
+
+
 def _huggingface_images(preprocessing: Preprocessing) -> dict[str, Any]:
     assert preprocessing.resize_to is not None
-    squashed = preprocessing.resize == "squash" and preprocessing.resize_to == preprocessing.size
-    (height, width), shortest = preprocessing.size, min(preprocessing.resize_to)
+    squashed = preprocessing.resize == "squash"
+    height, width = preprocessing.size
     sizes: dict[str, Any] = {"size": {"height": height, "width": width}}
     if not squashed:
         crop = {"height": height, "width": width}
-        sizes = {"size": {"shortest_edge": shortest}, "do_center_crop": True, "crop_size": crop}
+        sizes = {"size": {"shortest_edge": preprocessing.resize_to[0]}, "do_center_crop": True, "crop_size": crop}
     return {
         "image_processor_type": "ViTImageProcessor" if squashed else "BitImageProcessor",
         "do_resize": True,

@@ -353,7 +353,7 @@ def resolve(tables: Mapping[str, Mapping[str, Any]], dataset: Dataset, initial: 
     if data.get("name", "digits") not in DATASETS:
         data["name"] = str(Path(data["name"]).resolve())  # so that it is found from another folder too
     training = dict(tables["training"])
-    if init and "://" not in init:
+    if init and "://" not in init:  # which is the same from everywhere
         training["init"] = str(Path(init).resolve())
     if "warmup_epochs" not in training and "epochs" in training:
         training["warmup_epochs"] = min(TrainingConfig.warmup_epochs, training["epochs"] // 10)

@@ -1,8 +1,9 @@
 """Facebook's DINO and DINOv2, as their own ``.pth`` files.
 
 Source: https://github.com/facebookresearch/dino (vision_transformer.py) and https://github.com/facebookresearch/dinov2
-(dinov2/models/vision_transformer.py). Positions of another size are resampled bicubically, with a scale factor for a
-grid that is a tenth of a patch larger; with registers without it, antialiased.
+(dinov2/models/vision_transformer.py). LayerNorm's eps is 1e-6, GELU the erf form. For images of another size, positions
+are resampled bicubically, stepping as if the new grid were a tenth of a patch larger; in DINOv2 with registers without
+that offset, but antialiased.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Source: https://github.com/google-research/vision_transformer (vit_jax/models_vit.py, checkpoint.py) and
 https://github.com/google-research/big_vision (big_vision/models/vit.py). Both use flax's defaults: the tanh form of
-GELU, and LayerNorm's eps 1e-6. Positions of another size are `scipy.ndimage.zoom` of order 1.
+GELU, and LayerNorm's eps 1e-6. For images of another size, positions are resampled by `scipy.ndimage.zoom` of order 1:
+bilinear, with the corners in their places.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Hugging Face's ViT, DeiT, DINO, Dinov2 and Dinov2 with registers, as the library transformers writes them.
 
 Source: https://github.com/huggingface/transformers (models/vit, deit, dinov2, dinov2_with_registers). GELU is the erf
-form; LayerNorm's eps is the file's, 1e-12 for ViT and DeiT unless it says otherwise; positions of another size are
-resampled bicubically, and antialiased with registers alone.
+form unless config.json says otherwise; LayerNorm's eps is that of config.json, else 1e-12 for ViT and DeiT and 1e-6 for
+Dinov2. For images of another size, positions are resampled bicubically; antialiased in the model with registers alone.
 """
 
 from __future__ import annotations

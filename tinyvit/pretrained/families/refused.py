@@ -5,8 +5,8 @@ from __future__ import annotations
 from tinyvit.pretrained.containers import WeightsError
 from tinyvit.pretrained.families.contents import Contents
 
-CLIP = "take its image tower's features from the library that it is of"
-OTHERS = {  # a pattern of names, from the beginning; the first that is there speaks
+CLIP = "which its own library opens"
+OTHERS = {  # a regular expression of names in the file: what they show; the first that is there speaks
     r".*(rope_embed\.periods|storage_tokens)": "a DINOv3 model, which turns queries and keys by their positions (RoPE)",
     r".*\.rope\.|.*freqs_cis|.*attn\.qkv\.bias_mask": "a ViT with rotary positions",
     r"(.*/)?conv_root/": "a hybrid, a ResNet before a ViT",
@@ -14,9 +14,9 @@ OTHERS = {  # a pattern of names, from the beginning; the first that is there sp
     r"MAPHead_0/|(.*/)?img/MAPHead_0/|attn_pool\.|vision_model\.head\.probe": (
         "pooled by attention (the image tower of SigLIP)"
     ),
-    r"(module\.)?visual\.": f"an image tower of CLIP; {CLIP}",
-    r"(vision_model\.|clip\.vision_model\.)": f"an image tower of CLIP or SigLIP in Hugging Face's layout; {CLIP}",
-    r"norm_pre\.": f"normed before its first layer, as an image tower of CLIP; {CLIP}",
+    r"(module\.)?visual\.": f"an image tower of CLIP, {CLIP}",
+    r"(vision_model\.|clip\.vision_model\.)": f"an image tower of CLIP or SigLIP in Hugging Face's layout, {CLIP}",
+    r"norm_pre\.": f"normed before its first layer, as an image tower of CLIP is, {CLIP}",
     r"blocks\.0\.attn\.in_proj|blocks\.0\.in_proj|blocks\.0\.mlp_out_proj": "a ViT of parallel blocks",
     r".*\.lambda_q1": "a ViT of differential attention",
     r"blocks\.0\.attn\.(q_norm|k_norm)\.": "a ViT that norms queries and keys",

@@ -1,13 +1,12 @@
 """timm's files, and those of DeiT and DeiT-III, whose names are tinyvit's own.
 
 Source: https://github.com/huggingface/pytorch-image-models (timm/models/vision_transformer.py, deit.py) and
-https://github.com/facebookresearch/deit. LayerNorm's eps is 1e-6, GELU the erf form, and positions of another size are
-resampled bicubically, antialiased.
+https://github.com/facebookresearch/deit. LayerNorm's eps is 1e-6, GELU the erf form unless config.json
+says otherwise; for images of another size, positions are resampled bicubically, antialiased.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from tinyvit.pretrained.containers import WeightsError
@@ -131,9 +130,3 @@ TIMM = Family(
     lambda contents: contents.has(r"blocks\.0\.attn\.qkv\.weight"),
     _describe,
 )
-
-
-def size_of(architecture: str) -> str | None:
-    """Return the size in a name of timm's: "vit_small_patch16_224.augreg_in21k" → "small"."""
-    match = re.match(r"(?:vit|deit3?)_([a-z0-9]+)_", architecture)
-    return match[1] if match else None
