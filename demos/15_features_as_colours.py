@@ -84,6 +84,8 @@ def main() -> None:
     parser.add_argument("--out", metavar="FILE.png")
     parser.add_argument("--size", type=int)
     asked = parser.parse_args()
+    if asked.size and not asked.weights:
+        parser.error("--size needs WEIGHTS")
 
     model = tv.from_pretrained(asked.weights, image_size=asked.size) if asked.weights else weights_made_here()
     p = model.preprocessing

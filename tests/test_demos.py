@@ -121,7 +121,7 @@ SAYS = {
 
 def run(demo, folder, *arguments):
     command = [sys.executable, "-X", "utf8", "-W", "error", demo, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=folder, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=folder, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
