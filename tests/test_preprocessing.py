@@ -415,7 +415,7 @@ def test_exif_is_obeyed_and_a_jpeg_is_decoded_at_its_full_size(tmp_path):
         ([None], "an image is a path, a Pillow image or a uint8 array, not NoneType"),
         (np.zeros((1, 9999, 3), np.uint8), r"an image of 9999 × 1 pixels would be resized to 2479752 × 248; cut it"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_no_image(image, message):
     with pytest.raises(DataError, match=message):
