@@ -355,7 +355,9 @@ REFUSED = {
     "patch_embed.backbone.stem.conv.weight": "a hybrid",
     "blocks.0.attn.q_norm.weight": "norms queries and keys",
     "blocks.0.in_proj.weight": "parallel blocks",
+    "blocks.0.attns.0.norm.weight": "parallel blocks",
     "blocks.0.attn.lambda_q1": "differential attention",
+    "encoder.layers.encoder_layer_0.ln_1.weight": "torchvision's ViT",
     "layers.0.blocks.0.attn.qkv.weight": "Swin",
     "layer1.0.conv1.weight": "a convolutional network",
     "transformer.h.0.attn.c_attn.weight": "a language model",
@@ -520,6 +522,8 @@ def test_something_else_and_an_unknown_family_are_told_what_there_is(tmp_path):
     path = written(tmp_path / "w.safetensors", {"a.weight": np.zeros(3, np.float32)})
     with pytest.raises(WeightsError, match="no ViT that tinyvit knows; known are Google's ViT"):
         from_pretrained(path)
+    named = from_pretrained(written(tmp_path / "v.safetensors", filled().state_dict()), num_heads=2, family="timm")
+    assert "family" not in named.report.guessed
     with pytest.raises(WeightsError, match=f"unknown family 'beit'; the known ones are {', '.join(FAMILIES)}"):
         from_pretrained(path, family="beit")
 

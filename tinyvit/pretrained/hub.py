@@ -24,15 +24,15 @@ def download(address: str | Path) -> Path:
     Raises:
         WeightsError: the library is missing, or it cannot fetch them.
     """
-    name, _, revision = str(address).removeprefix("hf:").lstrip("/").partition("@")
-    address = f"hf://{name}"
+    address = str(address).removeprefix("hf:").lstrip("/")
+    name, _, revision = address.partition("@")
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise WeightsError(f"{address} needs huggingface_hub: pip install 'tinyvit[hub]'") from error
+        raise WeightsError(f"hf://{address} needs huggingface_hub: pip install 'tinyvit[hub]'") from error
     try:
         files = [*PREFERRED, "*.safetensors", *SETTINGS]
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=files))
     except Exception as error:  # many types: no such model, no network, a gated one
         reason = str(error).strip().partition("\n")[0]
-        raise WeightsError(f"{address} cannot be fetched: {reason}") from error
+        raise WeightsError(f"hf://{address} cannot be fetched: {reason}") from error

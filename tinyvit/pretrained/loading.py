@@ -77,7 +77,7 @@ def from_pretrained(
         image_size: H = W, or (H, W), in pixels, of the images to come; positions are resampled, as the family does it.
         patch_size: another P, the patches' kernel resized so that products are kept (FlexiViT's PI-resize).
         channels: another C, the kernel summed or repeated (see `adapt_channels`).
-        num_classes: another K: a new head, zero at first, in place of the file's; 0 for none.
+        num_classes: where K is another, a new head, zero at first, in place of the file's; 0 for none.
         family: one of `tinyvit.pretrained.families.FAMILIES`, where names alone do not tell.
         device: "cpu", "gpu" or "auto".
         **settings: other values for num_heads, activation, eps, resampling, dropout, attention_dropout, drop_path or
@@ -109,6 +109,7 @@ def from_pretrained(
         image_size = image_size[0]
     asked: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size, "channels": channels, **settings}
     asked = {name: value for name, value in {**asked, "num_classes": num_classes}.items() if value is not None}
+    given = {*asked, "family"} if family else {*asked}
     try:
         shapes = anatomy(weights.path, named)
         description = kind.describe(contents, shapes)
@@ -133,7 +134,7 @@ def from_pretrained(
         ignored={contents.origin.get(name, name): why for name, why in {**named.ignored, **fitting.ignored}.items()},
         missing=fitting.missing,
         changed=fitting.changed,
-        guessed={name: why for name, why in fitting.guessed.items() if name not in asked},
+        guessed={name: why for name, why in fitting.guessed.items() if name not in given},
         asked=fitting.asked,
     )
     return model

@@ -12,7 +12,7 @@ import numpy as np
 from tinyvit.pretrained.containers import WeightsError
 from tinyvit.pretrained.families.contents import Table, ratio_for
 from tinyvit.pretrained.families.huggingface import DINOV2_NAMES, EMBEDDINGS, VIT_NAMES
-from tinyvit.pretrained.preprocessing import CROP_MODES, PILLOW, TIMM, Preprocessing
+from tinyvit.pretrained.preprocessing import CROP_MODES, HF_VIT, PILLOW, TIMM, Preprocessing
 from tinyvit.training.checkpoint import safetensors_pieces, write_atomically
 from tinyvit.vit import ViT, ViTConfig
 
@@ -38,7 +38,7 @@ def save_pretrained(
         model: of which the weights are saved in float32.
         folder: made if need be.
         layout: "timm" or "huggingface".
-        preprocessing: of the images; that of a `PretrainedViT` if None, else timm's usual one.
+        preprocessing: of the images; that of a `PretrainedViT` if None, else the layout's usual one.
         classes: a name for each class; those of a `PretrainedViT` if none are given.
 
     Raises:
@@ -57,9 +57,8 @@ def save_pretrained(
     if layout not in LAYOUTS:
         raise WeightsError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
     c = model.config
-    preprocessing = (
-        preprocessing or getattr(model, "preprocessing", None) or TIMM.for_images((c.height, c.width), c.channels)
-    )
+    usual = DEFAULTS[layout].for_images((c.height, c.width), c.channels)
+    preprocessing = preprocessing or getattr(model, "preprocessing", None) or usual
     classes = tuple(classes) or getattr(model, "classes", ())
     if classes and len(classes) != c.num_classes:
         raise WeightsError(f"there are {len(classes)} names for {c.num_classes} classes; give one for each, or none")
@@ -293,6 +292,7 @@ def _huggingface_images(preprocessing: Preprocessing) -> dict[str, Any]:
     }
 
 
+DEFAULTS = {"timm": TIMM, "huggingface": HF_VIT}
 LAYOUTS: dict[str, Callable[[ViT, Preprocessing, Sequence[str]], Files]] = {
     "timm": _timm,
     "huggingface": _huggingface,
