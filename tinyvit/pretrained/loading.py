@@ -119,7 +119,9 @@ def from_pretrained(
     fitting.check_size(sum(math.prod(weights.shape(name)) for name in weights))
     config = fitting.config
     model = PretrainedViT(config)
-    model.load_state_dict(fitting.arrays(dict(model.named_parameters())))
+    own = dict(model.named_parameters())
+    for name, array in fitting.arrays(own).items():
+        own[name].rebind(_whole(array))  # not copied into place: a large model is in memory once
     model.to(device=device)
     model.preprocessing = description.preprocessing.for_images((config.height, config.width), config.channels)
     model.classes = description.classes if len(description.classes) == config.num_classes else ()
@@ -138,6 +140,12 @@ def from_pretrained(
         asked=fitting.asked,
     )
     return model
+
+
+def _whole(array: np.ndarray) -> np.ndarray:
+    """In float32 and in order; a copy where it is a part of something larger, which it would keep in memory."""
+    alone = array.flags.owndata and array.flags.c_contiguous and array.dtype == np.float32
+    return array if alone else np.array(array, np.float32, order="C")
 
 
 def as_trained(model: PretrainedViT) -> TrainedModel:
