@@ -342,7 +342,16 @@ def assert_near(ours, theirs, tolerance, what):
     assert error <= tolerance, (what, error)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+ONE_EACH = {  # in every run; all of them in the slow one
+    "timm ViT", "timm DeiT distilled", "timm registers, gap", "HF ViT", "HF DeiT", "HF Dinov2 with registers",
+    "Facebook DINO", "Facebook DINOv2 giant", "vit_jax with pre-logits", "big_vision, gap, scanned",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(CASES[name], id=name, marks=[] if name in ONE_EACH else pytest.mark.slow) for name in CASES],
+)
 def test_logits_and_gradients_are_the_familys_own_at_two_sizes(tmp_path, case):
     case = case(tmp_path)
     model = tv.from_pretrained(case.path, **case.settings)
