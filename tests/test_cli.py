@@ -1042,6 +1042,7 @@ def test_debug_shows_where_an_error_came_from(cwd):
         cli.main(["train", "--debug", "--set", "model.dim=5.5"])
 
 
+@pytest.mark.slow
 def test_a_model_without_layers_or_class_token_can_be_trained_and_drawn(tinyvit, cwd):
     for i, settings in enumerate((["model.depth=0"], ["model.class_token=false", "model.pool=mean"])):
         code, out, err = tinyvit("train", *QUICK, *train(*settings)[1:], "--out", f"r{i}")

@@ -135,7 +135,13 @@ def test_every_demo_is_checked():
     assert [demo.stem for demo in DEMOS] == sorted(SAYS)
 
 
-@pytest.mark.parametrize("demo", DEMOS, ids=lambda demo: demo.stem)
+LONG = {"16_a_probe"}
+
+
+@pytest.mark.parametrize(
+    "demo",
+    [pytest.param(demo, id=demo.stem, marks=pytest.mark.slow if demo.stem in LONG else []) for demo in DEMOS],
+)
 def test_a_demo_says_what_it_promises(demo, tmp_path):
     said = run(demo, tmp_path)
     for line in SAYS[demo.stem]:
@@ -171,6 +177,7 @@ def weights(tmp_path_factory):
 LAYOUTS = ("timm", "huggingface")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_features_of_photographs_by_named_weights_are_colours(layout, weights, tmp_path):
     pytest.importorskip("matplotlib")
@@ -187,6 +194,7 @@ def test_features_of_photographs_by_named_weights_are_colours(layout, weights, t
     assert "2 images of 6×6 patches" in run(demo_named("15"), tmp_path, weights / layout, *photographs, "--size", "24")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_named_weights_are_probed_and_tuned(layout, weights, tmp_path):
     pytest.importorskip("PIL")

@@ -516,6 +516,7 @@ def test_without_matplotlib_eval_says_what_to_install(run, tmp_path, monkeypatch
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
 def test_in_a_browser_nothing_is_asked_of_a_network_and_nothing_is_wider_than_a_phone(run, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
