@@ -636,7 +636,3 @@ def test_a_name_on_the_hub_is_fetched_by_its_own_library(saved, monkeypatch, cap
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(WeightsError, match=r"needs huggingface_hub: pip install 'tinyvit\[hub\]'"):
         tv.from_pretrained("hf://owner/name")
-
-
-def test_preprocessing_is_a_public_name():
-    assert isinstance(TIMM, Preprocessing)
