@@ -109,37 +109,46 @@ def from_pretrained(
         image_size = image_size[0]
     asked: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size, "channels": channels, **settings}
     asked = {name: value for name, value in {**asked, "num_classes": num_classes}.items() if value is not None}
-    given = {*asked, "family"} if family else {*asked}
     try:
         shapes = anatomy(weights.path, named)
         description = kind.describe(contents, shapes)
         fitting = Fitting(weights.path, named, shapes, description, asked)
     except (AttributeError, IndexError, KeyError, TypeError) as error:  # of shapes and settings that nobody foresaw
         raise WeightsError(f"{weights.path} has arrays or settings of a form that no ViT has: {error}") from error
+    for name in (*asked, *(["family"] if family else [])):  # what the caller says is no guess
+        fitting.guessed.pop(name, None)
     fitting.check_size(sum(math.prod(weights.shape(name)) for name in weights))
     config = fitting.config
     model = PretrainedViT(config)
     own = dict(model.named_parameters())
     for name, array in fitting.arrays(own).items():
-        own[name].rebind(_whole(array))  # not copied into place: a large model is in memory once
+        own[name].rebind(_whole(array))  # not copied into place, which would take the memory once more
     model.to(device=device)
     model.preprocessing = description.preprocessing.for_images((config.height, config.width), config.channels)
     model.classes = description.classes if len(description.classes) == config.num_classes else ()
-    model.report = Report(
-        str(path),
+    model.report = _report(str(path), contents, kind, named, fitting, model.preprocessing)
+    return model
+
+
+def _report(
+    source: str, contents: Contents, kind: Family, named: Named, fitting: Fitting, preprocessing: Preprocessing
+) -> Report:
+    weights, origin = contents.weights, contents.origin
+    ignored = {**named.ignored, **fitting.ignored}
+    return Report(
+        source,
         kind.title,
         weights.container,
         tuple(sorted({weights.dtype(name) for name in weights})),
-        config,
-        model.preprocessing,
-        mapped={ours: tuple(contents.origin[t] for t in theirs) for ours, theirs in fitting.used.items()},
-        ignored={contents.origin.get(name, name): why for name, why in {**named.ignored, **fitting.ignored}.items()},
+        fitting.config,
+        preprocessing,
+        mapped={ours: tuple(origin[name] for name in theirs) for ours, theirs in fitting.used.items()},
+        ignored={origin.get(name, name): why for name, why in ignored.items()},
         missing=fitting.missing,
         changed=fitting.changed,
-        guessed={name: why for name, why in fitting.guessed.items() if name not in given},
+        guessed=fitting.guessed,
         asked=fitting.asked,
     )
-    return model
 
 
 def _whole(array: np.ndarray) -> np.ndarray:
