@@ -117,7 +117,9 @@ def measure(row: tuple[str, int, str], peak: float, rounds: int) -> dict[str, An
     _agree(losses, TOLERANCE[precision])
     turns = _common.paired({peer: turn(one) for peer, one in made.items()}, rounds, warmup=1)
     ms = {peer: round(value / STEPS, 3) for peer, value in _common.medians(turns).items()}
-    multiply_adds = 3 * totals(summary(work.config), batch)["batch_multiply_adds"]
+    counted = totals(summary(work.config), batch)
+    whole = 3 * counted["batch_multiply_adds"]
+    done = {peer: whole - 3 * batch * counted["skipped_multiply_adds"] * (peer in (OURS, GRAPH)) for peer in ms}
     return {
         "work": name,
         "batch": batch,
@@ -125,7 +127,7 @@ def measure(row: tuple[str, int, str], peak: float, rounds: int) -> dict[str, An
         "losses": losses,
         "ms": ms,
         "images a second": {peer: round(1e3 * batch / value) for peer, value in ms.items()},
-        "share of the peak": {peer: round(multiply_adds / (1e-3 * value) / peak, 3) for peer, value in ms.items()},
+        "share of the peak": {peer: round(done[peer] / (1e-3 * value) / peak, 3) for peer, value in ms.items()},
         "MiB": memory,
         "launches": {peer: launches(one) for peer, one in made.items()},
         **{f"ratio to {to}": _common.ratios(ms, to) for to in ("torch", "compile") if to in ms},

@@ -14,7 +14,7 @@ from typing import Any
 import _common
 import peers
 from _work import WORK, Work, add_rows
-from peers import OURS, PLAIN
+from peers import EVERY, OURS, PLAIN
 
 OTHERS = ("torch", "compile", "jax")
 LIMIT = 20  # seconds of timed calls that a candidate gets on one row
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--batches", type=_common.choice(("1", "64")), default=("1", "64"), help="1, 64 or both")
     add_rows(parser)
     options = parser.parse_args()
-    names = peers.installed([OURS, PLAIN, *options.peers])
+    names = peers.installed([OURS, EVERY, PLAIN, *options.peers])
     rows = []
     for name in options.rows:
         for batch in map(int, options.batches):

@@ -16,7 +16,7 @@ from typing import Any
 import _common
 import peers
 from _work import WORK, Work, add_rows
-from peers import OTHERS, OURS, PLAIN
+from peers import EVERY, OTHERS, OURS, PLAIN
 from peers.products import Products
 
 FLOOR = "products alone"
@@ -51,7 +51,7 @@ def main() -> None:
     add_rows(parser)
     parser.add_argument("--all", action="store_true", help="HIPS autograd on every row, not on the first alone")
     options = parser.parse_args()
-    names = peers.installed([OURS, PLAIN, *options.peers])
+    names = peers.installed([OURS, EVERY, PLAIN, *options.peers])
     rows = []
     for name in options.rows:
         work = Work.of(*WORK[name])

@@ -374,6 +374,17 @@ def test_an_encoder_layer_whose_branches_are_zero_is_the_identity_in_value_and_g
     np.testing.assert_array_equal(found["x"], gy)
 
 
+@pytest.mark.parametrize("layer_scale", [None, 0.1])
+def test_an_encoder_layer_of_the_first_tokens_gives_what_it_gives_for_them_among_all(layer_scale):
+    layer, x = filled(EncoderLayer(8, 2, 12, layer_scale=layer_scale)), tv.tensor(random(3, 5, 8))
+    whole = layer(x).numpy()
+    for first in (1, 2, 5):
+        np.testing.assert_allclose(layer(x, first=first).numpy(), whole[:, :first], **EXACT)
+    terms = layer(x * 0.25, x * 0.75, summed=False, first=2)
+    assert [term.shape for term in terms] == [(3, 2, 8)] * 2
+    np.testing.assert_allclose((terms[0] + terms[1]).numpy(), whole[:, :2], **EXACT)
+
+
 def test_layer_norm_and_layer_scale_are_what_their_formulas_say():
     x = random(3, 5, 8)
     norm, scale = filled(LayerNorm(8, eps=0.1)), filled(LayerScale(8, 0.5))

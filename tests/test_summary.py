@@ -252,7 +252,8 @@ def test_kernels_are_what_a_summary_counts_unless_it_is_told_not_to():
     assert summary(config) == summary(config, kernels=True) != summary(config, kernels=False)
     numbers = [totals(summary(config, on))["activation_numbers"] for on in (True, False)]
     tokens = 197
-    assert numbers[0] - numbers[1] == 12 * (3 * tokens**2 + 4 * tokens) + 2 * tokens  # A; means and scales
+    means_and_scales = 2 * (23 * tokens + 2)  # of 25 norms; the last two are of the class token alone
+    assert numbers[0] - numbers[1] == 12 * 3 * tokens**2 + means_and_scales  # beside A
 
 
 @given(config=configs(), batch=st.sampled_from([1, 3]))
@@ -277,9 +278,10 @@ def test_each_row_counts_the_products_of_a_real_forward_pass_and_a_train_step_is
         forward = watch.products.copy()
         logits.sum().backward()
     for row in rows:
-        assert row.multiply_adds * batch == part_of(forward, row), row
-    total = totals(rows, batch)["batch_multiply_adds"]
-    assert total == forward.total() == sum(row.multiply_adds for row in rows) * batch
+        assert (row.multiply_adds - row.skipped) * batch == part_of(forward, row), row
+    found = totals(rows, batch)
+    total = found["batch_multiply_adds"] - batch * found["skipped_multiply_adds"]
+    assert total == forward.total() == sum(row.multiply_adds - row.skipped for row in rows) * batch
     again = 0
     if config.checkpoint and config.depth:  # all layers but the last
         blocks = sum(row.multiply_adds for row in rows if row.layer.startswith("Transformer Blocks"))
@@ -288,6 +290,19 @@ def test_each_row_counts_the_products_of_a_real_forward_pass_and_a_train_step_is
         again += config.depth * tokens_of(config) ** 2 * config.dim  # Q · Kᵀ
     step = 3 * total - rows[1].multiply_adds * batch  # the image needs no gradient
     assert watch.products.total() == step + again * batch
+
+
+@given(config=configs())
+def test_the_tokens_of_all_layers_take_the_products_that_a_call_of_the_model_skips_too(config):
+    model, rows = tv.ViT(config), summary(config)
+    with watched(model) as watch:
+        model.pooled(model.features(images_for(config, 1)))
+    named = ("Pre-Logits", "Classifier Head", "Distillation Head")
+    assert watch.products.total() == sum(row.multiply_adds for row in rows if row.layer not in named)
+    read = config.num_class_tokens if config.pool == "cls" else tokens_of(config)
+    per_token = config.dim * (config.dim + (3 if config.activation == "swiglu" else 2) * config.mlp_hidden)
+    skipped = (tokens_of(config) - read) * per_token if config.depth else 0
+    assert totals(rows)["skipped_multiply_adds"] == skipped
 
 
 @pytest.mark.parametrize(  # in units of 10⁹, from the metadata of torchvision's weights
@@ -332,7 +347,7 @@ def test_the_text_is_a_table_with_aligned_columns_and_the_totals_below():
     assert max(map(len, lines)) <= 160
     assert re.split(r"\s{2,}", table[0]) == [*HEADER[:5], "Parameters", *HEADER[6:]]
     assert set(table[1]) == set(table[-2]) == {"─"}
-    assert table[-1].split() == ["Total", "86,567,656", "17,563,828,224", "34,949,770"]
+    assert table[-1].split() == ["Total", "86,567,656", "17,563,828,224", "33,142,650"]
     for row, line in zip(rows, table[2:], strict=False):
         assert line.startswith(row.layer)
         assert line.split()[-3:] == [f"{n:,}" for n in (row.parameters, row.multiply_adds, row.activation_numbers)]
@@ -341,7 +356,8 @@ def test_the_text_is_a_table_with_aligned_columns_and_the_totals_below():
         "Parameters     86,567,656, 330.2 MiB in float32",
         "Multiply-Adds  17.56 G an image, 1.124 T for a batch of 64 images, forward; "
         "a train step takes about three times that, four with checkpoint",
-        "Activations    34.95 M numbers an image, 8,532.7 MiB in float32 for a batch of 64 images: "
+        "Skipped        1.04 G of these an image: after the last attention, of tokens that the head does not read",
+        "Activations    33.14 M numbers an image, 8,091.5 MiB in float32 for a batch of 64 images: "
         "what the tape keeps from forward to backward",
     ]
     assert "for a batch of 1 image," in to_text(rows)
@@ -360,9 +376,9 @@ def test_the_markdown_is_the_same_table_with_the_columns_of_the_tutorial():
     assert [line[0] for line in lines[2:]] == [*(row.layer for row in rows), "**Total**"]
     for mine, printed in zip(lines[2:-1], text[2:], strict=False):
         assert [cell for cell in mine if cell] == re.split(r"\s{2,}", printed)
-    assert [cell.strip("*") for cell in lines[-1] if cell] == text[-5].split()
+    assert [cell.strip("*") for cell in lines[-1] if cell] == text[-6].split()
     assert [line.replace("- **", "").replace("**:", "").split() for line in facts.splitlines()] == [
-        line.split() for line in text[-3:]
+        line.split() for line in text[-4:]
     ]
 
 
@@ -370,8 +386,9 @@ def test_the_markdown_is_the_same_table_with_the_columns_of_the_tutorial():
 def test_every_config_can_be_printed(config, batch):
     rows = summary(config)
     lines = to_text(rows, batch).splitlines()
-    assert len({len(line) for line in lines[:-4]}) == 1
-    assert {line.count("|") for line in to_markdown(rows, batch).splitlines()[:-4]} == {len(HEADER) + 1}
+    table = lines[: lines.index("")]
+    assert len({len(line) for line in table}) == 1
+    assert {line.count("|") for line in to_markdown(rows, batch).partition("\n\n")[0].splitlines()} == {len(HEADER) + 1}
 
 
 @pytest.mark.parametrize("write", [totals, to_text, to_markdown])

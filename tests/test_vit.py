@@ -330,6 +330,38 @@ def test_the_head_reads_the_class_token_or_the_mean_of_the_patches_and_never_the
     np.testing.assert_allclose(mean.pooled(tokens).numpy(), sum(tokens.data[:, i] for i in range(3, 7)) / 4)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"depth": 1},
+        {"distillation_token": True, "register_tokens": 1},
+        {"pool_norm": True, "layer_scale": 0.1},
+        {"checkpoint": True, "drop_path": 0.5},
+        {"attention_dropout": 0.3},
+    ],
+)
+def test_tokens_that_the_head_does_not_read_are_skipped_and_nothing_else_changes(changes, device):
+    model = filled(**changes).to(device)
+    images, gy = images_for(model), tv.tensor(random(3, 3, seed=5), device=device)
+
+    def logits_by_all_tokens():
+        tokens = model.features(images)
+        assert tokens.shape[1] > model.config.num_class_tokens
+        logits = model.head(model.pooled(tokens))
+        return (logits + model.head_dist(tokens[:, 1])) * 0.5 if model.head_dist else logits
+
+    found = []
+    for logits_of in (lambda: model(images), logits_by_all_tokens):
+        tv.seed(7)
+        model.zero_grad()
+        logits = logits_of()
+        (logits * gy).sum().backward()
+        found.append([logits.detach().numpy(), *(p.grad.numpy() for p in model.parameters())])
+    for skipped, whole in zip(*found, strict=True):
+        np.testing.assert_allclose(skipped, whole, rtol=1e-11, atol=1e-12)
+
+
 def test_features_are_normed_tokens():
     model = filled()
     model.norm.weight.data[...], model.norm.bias.data[...] = 1, 0

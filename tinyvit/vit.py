@@ -276,7 +276,7 @@ class ViT(Module):
             ValueError: not four axes, another number of channels, or sides that P does not divide.
             TypeError: integer images; scale them to floating-point numbers first.
         """
-        tokens = self.features(images)
+        tokens = self._encoded(images, self.config.num_class_tokens if self.config.pool == "cls" else None)
         x = self.pooled(tokens)
         if self.pre_logits is not None:
             x = self.pre_logits(x)
@@ -291,13 +291,18 @@ class ViT(Module):
 
         With `pool_norm` the last norm is still to come.
         """
+        return self._encoded(images)
+
+    def _encoded(self, images: Any, first: int | None = None) -> Tensor:
+        """`features`, of all tokens or of the first, those that a head reads: the last layer computes no others."""
         x, branch = self.embed(images), None  # branch: what is still to be added to x, by the norm that comes next
-        for layer in self.blocks:
-            last = layer is self.blocks[-1]  # whose turn in the sweep comes at once: nothing is won by waiting
-            if self.config.checkpoint and not last:
+        for layer in self.blocks[:-1]:
+            if self.config.checkpoint:
                 x = checkpoint(layer, x, layer.parameters())
             else:
                 x, branch = layer(x, branch, summed=False)
+        for layer in self.blocks[-1:]:  # no checkpoint: its turn in the sweep comes at once
+            x, branch = layer(x, branch, summed=False, first=first)
         return self._summed(x, branch, self.norm)
 
     def hidden(self, images: Any, layers: Sequence[int], norm: bool = True) -> list[Tensor]:

@@ -35,10 +35,12 @@ class Kind(NamedTuple):
 
 
 OURS = "tinyvit"
+EVERY = "tinyvit, every token"
 PLAIN = "tinyvit without kernels"
 GRAPH = "tinyvit graph"
 KINDS = {
     OURS: Kind("tinyvit", "ours", "Ours", {}),
+    EVERY: Kind("tinyvit", "ours", "Ours", {"every_token": True}),
     PLAIN: Kind("tinyvit", "ours", "Ours", {"kernels": False}),
     "tinyvit checkpoint": Kind("tinyvit", "ours", "Ours", {"checkpoint": True}),
     GRAPH: Kind("tinyvit", "ours", "Ours", {"graph": True}),

@@ -45,7 +45,7 @@ def _attention(B: int, N: int, h: int, d: int) -> Iterator[Product]:
 
 
 def products(c: tv.ViTConfig, batch: int) -> list[Product]:
-    """Every matrix product of a train step: its operands, and the array for its result.
+    """Every matrix product of a train step with every token: its operands, and the array for its result.
 
     Each layer has weights of its own. Its tokens it shares with the others, and its backward products come right after
     its forward ones, as no step can do it: both can only make the floor lower.

@@ -67,14 +67,16 @@ class MultiHeadSelfAttention(Module):
         qkv = self.qkv(x).astype(self.qkv.weight.dtype)  # of 16 bits under `tv.precision`, which only kernels multiply
         return heads_of(ops, qkv, self.num_heads)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) → (B, N, D)."""
+    def forward(self, x: Tensor, first: int | None = None) -> Tensor:
+        """(B, N, D) → (B, N, D), or (B, first, D) where only the first tokens' results are wanted."""
         if self.training and self.attention_dropout.p:
             q, k, v = self.queries_keys_values(x)  # (B, h, N, d_k)
             heads = self.attention_dropout(attention_weights(ops, q, k)) @ v
             concatenated = heads.swapaxes(1, 2).reshape(x.shape)  # concat(O₁, …, O_h)
         else:
             concatenated = ops.multi_head_attention(self.qkv(x), self.num_heads)
+        if first is not None:
+            concatenated = _first(concatenated.astype(self.proj.weight.dtype), first)
         return self.dropout(self.proj(concatenated))
 
     def attention(self, x: Tensor) -> Tensor:
@@ -121,6 +123,9 @@ class EncoderLayer(Module):
 
     A sum is made by the norm that comes next, in its own pass over memory. So a layer may be given its input as two
     terms, x and a branch, and with `summed=False` gives its result as two: the next layer's norm makes the sum then.
+
+    After attention no token sees another. So where only the `first` tokens will be read, as the class token of a last
+    layer, the others stop there: the same results for those that are read, and the same gradients.
     """
 
     def __init__(
@@ -145,12 +150,22 @@ class EncoderLayer(Module):
         self.ls2 = LayerScale(dim, layer_scale) if layer_scale else None
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, branch: Tensor | None = None, summed: bool = True) -> Tensor | tuple[Tensor, Tensor]:
-        """(B, N, D) → (B, N, D), of x or of x + branch; two terms of that shape where it is not to be summed."""
+    def forward(
+        self, x: Tensor, branch: Tensor | None = None, summed: bool = True, first: int | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """(B, N, D) → (B, N, D) or (B, first, D), of x or of x + branch; two terms where it is not to be summed."""
         x, normed = (x, self.norm1(x)) if branch is None else self.norm1(x, branch)
-        x, normed = self.norm2(x, self.drop_path(_scaled(self.ls1, self.attn(normed))))
+        attended = _scaled(self.ls1, self.attn(normed, first))
+        if first is not None:
+            x = _first(x, first)
+        x, normed = self.norm2(x, self.drop_path(attended))
         branch = self.drop_path(_scaled(self.ls2, self.mlp(normed)))
         return x + branch if summed else (x, branch)
+
+
+def _first(x: Tensor, n: int) -> Tensor:
+    """The first n tokens, in an array of their own: no kernel takes a view, and it would keep all tokens."""
+    return x[:, :n] * 1
 
 
 def _scaled(scale: LayerScale | None, branch: Tensor) -> Tensor:

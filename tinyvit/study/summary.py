@@ -20,6 +20,8 @@ class Row:
         multiply_adds: of its matrix products in the forward pass, one multiplication and one addition together
             counted as one: the linear layers, Q · Kᵀ and A · V. What is done number by number is not counted:
             biases, LayerNorm, softmax, activations, residuals, dropout, pooling.
+        skipped: how many of these a call of the model leaves out: with pool "cls", after the last layer's attention
+            only those tokens go on that the head reads. `features`, and the figures of the literature, have them.
         activation_numbers: how many numbers the tape keeps of it from the forward pass to the backward sweep in
             training: what the backward rules asked for, each array once. A view keeps the whole array that it looks
             at. Parameters are not counted; the patches of the image are, in the Patch Embedding.
@@ -33,6 +35,7 @@ class Row:
     parameters: int
     multiply_adds: int = 0
     activation_numbers: int = 0
+    skipped: int = 0
 
 
 def summary(config: ViTConfig, kernels: bool = True) -> list[Row]:
@@ -47,7 +50,7 @@ def summary(config: ViTConfig, kernels: bool = True) -> list[Row]:
     position; they are counted here. What is computed and kept follows from the layers, and from what their backward
     rules name (`tinyvit.engine.ops`) and their kernels keep: with T tokens, hidden width M and h heads, an encoder
     layer takes 4·T·D² + 2·T²·D + 2·T·D·M multiply-adds and keeps (8·D + 4)·T + h·T² + 2·T·M numbers, without kernels
-    8·D·T + 2·T·M (ReLU: T·M instead of 2·T·M). Dropout, attention dropout, DropPath and LayerScale, where the config
+    8·D·T + 2·T·M (ReLU: T·M instead of 2·T·M). With pool "cls" the last layer keeps less. Dropout, attention dropout, DropPath and LayerScale, where the config
     has them, keep more, which is counted too. With `checkpoint` all layers but the last keep their input alone, T·D,
     and are computed again when the sweep comes to them. The loss is no part of the model: cross-entropy keeps 2·K
     numbers an image beside these.
@@ -56,7 +59,7 @@ def summary(config: ViTConfig, kernels: bool = True) -> list[Row]:
     >>> sum(row.parameters for row in rows), sum(row.multiply_adds for row in rows)
     (86567656, 17563828224)
     >>> rows[4].layer, rows[4].activation_numbers
-    ('Transformer Blocks × 12: MHSA', 14666256)
+    ('Transformer Blocks × 12: MHSA', 14515728)
     """
     return [*_embedding_rows(config), *_encoder_rows(config, kernels), *_head_rows(config, kernels)]
 
@@ -104,7 +107,9 @@ def _position_row(c: ViTConfig) -> Row:
 
 def _encoder_rows(c: ViTConfig, kernels: bool) -> list[Row]:
     T, D, L, M = _num_tokens(c), c.dim, c.depth, c.mlp_hidden
-    whole = min(L, 1) if c.checkpoint else L  # the layers of which everything is kept
+    full = 0 if c.checkpoint else max(L - 1, 0)  # the layers, beside the last, of which everything is kept
+    last = min(L, 1)
+    unread = last * (T - _num_read(c))
     tokens, name = f"{T} × {D}", f"Transformer Blocks × {L}"
     scale, scale_text = (2 * D, " + 2D LayerScale") if c.layer_scale else (0, "")
     attention = (
@@ -112,7 +117,8 @@ def _encoder_rows(c: ViTConfig, kernels: bool) -> list[Row]:
         "L·(4D² + 4D)" if c.qkv_bias else "L·(4D² + D)",
         L * (4 * D * D + (4 * D if c.qkv_bias else D)),
         L * (4 * T * D * D + 2 * T * T * D),
-        whole * _kept_by_attention(c, kernels),
+        full * _kept_by_attention(c, kernels, T) + last * _kept_by_attention(c, kernels, _num_read(c)),
+        unread * D * D,
     )
     columns = 2 if c.activation == "swiglu" else 1  # of W₁, in units of M
     feed_forward = (
@@ -120,25 +126,28 @@ def _encoder_rows(c: ViTConfig, kernels: bool) -> list[Row]:
         f"L·({1 + columns}·D·M + {columns if columns > 1 else ''}M + D)",
         L * ((1 + columns) * D * M + columns * M + D),
         L * (1 + columns) * T * D * M,
-        whole * _kept_by_feed_forward(c),
+        full * _kept_by_feed_forward(c, T) + last * _kept_by_feed_forward(c, _num_read(c)),
+        unread * (1 + columns) * D * M,
     )
-    kept = _kept_by_norms(c, whole, kernels)
+    kept = full * _kept_by_norms(c, kernels, T) + last * _kept_by_norms(c, kernels, _num_read(c))
+    if c.drop_path:
+        kept += 2 * min(full + last, max(L - 1, 0))  # whether an image takes a branch; the very first layer has none
     norms = ("2 LayerNorms, residuals", f"L·(4D{scale_text})", L * (4 * D + scale), 0, kept)
     rows = [
         Row(f"{name}: MHSA", tokens, tokens, *attention),
         Row(f"{name}: FFN", tokens, tokens, *feed_forward),
         Row(f"{name}: norms", tokens, tokens, *norms),
     ]
-    if whole < L:
+    if full + last < L:
         details = "checkpoint: of all layers but the last"
-        rows.append(Row(f"{name}: inputs", tokens, tokens, details, "0", 0, 0, (L - whole) * T * D))
+        rows.append(Row(f"{name}: inputs", tokens, tokens, details, "0", 0, 0, (L - full - last) * T * D))
     return rows
 
 
 def _head_rows(c: ViTConfig, kernels: bool) -> list[Row]:
     T, D, K, W = _num_tokens(c), c.dim, c.num_classes, c.pre_logits
     pooled = {"cls": "the class token", "mean": "the mean of the patches", "cls_mean": "class token and mean"}[c.pool]
-    norms = 1 if c.pool_norm else T
+    norms = 1 if c.pool_norm else _num_read(c) if c.depth else T
     rows = [
         Row(
             "Final LayerNorm",
@@ -183,24 +192,30 @@ def _num_tokens(c: ViTConfig) -> int:
     return c.num_patches + c.num_prefix_tokens
 
 
+def _num_read(c: ViTConfig) -> int:
+    """How many of them go on after the last layer's attention."""
+    return c.num_class_tokens if c.pool == "cls" else _num_tokens(c)
+
+
 # ------------------------------------------------------------- what the tape keeps, in numbers, for one image and layer
 
 
-def _kept_by_attention(c: ViTConfig, kernels: bool) -> int:
+def _kept_by_attention(c: ViTConfig, kernels: bool, read: int) -> int:
+    """Of a layer in which so many tokens go on after attention."""
     tokens = _num_tokens(c) * c.dim
     scores = c.num_heads * _num_tokens(c) ** 2
-    kept = 5 * tokens  # the input; Q, K and V, in one array; the heads' results side by side
+    kept = 4 * tokens + read * c.dim  # the input; Q, K and V, in one array; the heads' results side by side
     if c.attention_dropout:
         kept += tokens + 3 * scores  # not fused then: the scaled Q; A, the mask and what it leaves of A
     elif kernels:
         kept += scores  # A
     if c.dropout:
-        kept += tokens  # the mask
+        kept += read * c.dim  # the mask
     return kept
 
 
-def _kept_by_feed_forward(c: ViTConfig) -> int:
-    tokens, hidden = _num_tokens(c) * c.dim, _num_tokens(c) * c.mlp_hidden
+def _kept_by_feed_forward(c: ViTConfig, read: int) -> int:
+    tokens, hidden = read * c.dim, read * c.mlp_hidden
     relu = c.activation == "relu"
     # The input; ReLU's result alone, gelu's x and x · Φ(x), or swiglu's [a, b], σ(a), a · σ(a) and a · σ(a) · b.
     kept = tokens + {"relu": 1, "swiglu": 5}.get(c.activation, 2) * hidden
@@ -210,18 +225,9 @@ def _kept_by_feed_forward(c: ViTConfig) -> int:
     return kept
 
 
-def _kept_by_norms(c: ViTConfig, whole: int, kernels: bool) -> int:
-    """Of the last `whole` layers; the very first one has no DropPath."""
-    kept = whole * 2 * _kept_by_norm(c, kernels)
-    if c.layer_scale:
-        kept += whole * 2 * _num_tokens(c) * c.dim  # the branches, before they are scaled
-    if c.drop_path:
-        kept += 2 * min(whole, max(c.depth - 1, 0))  # one number says whether an image takes a branch
-    return kept
-
-
-def _kept_by_norm(c: ViTConfig, kernels: bool) -> int:
-    return _num_tokens(c) * (c.dim + (2 if kernels else 0))  # the input, and a kernel's mean and scale of each token
+def _kept_by_norms(c: ViTConfig, kernels: bool, read: int) -> int:
+    kept = (_num_tokens(c) + read) * (c.dim + (2 if kernels else 0))  # the inputs, and a kernel's means and scales
+    return kept + (2 * read * c.dim if c.layer_scale else 0)  # the branches, before they are scaled
 
 
 # -------------------------------------------------------------------------------------------------------------- totals
@@ -235,7 +241,8 @@ def totals(rows: Sequence[Row], batch: int = 1) -> dict[str, int]:
         batch: images a batch, at least 1.
 
     Returns:
-        `parameters`, and `parameter_bytes` in float32; `multiply_adds` and `activation_numbers` for one image;
+        `parameters`, and `parameter_bytes` in float32; `multiply_adds`, how many of these a call of the model skips
+        (`skipped_multiply_adds`) and `activation_numbers` for one image;
         `batch_multiply_adds` of a forward pass; `batch_activation_bytes`, what the tape keeps between forward and
         backward in float32 (the arrays that live for a moment, the gradients and the optimizer's state come on top).
         A train step, forward and backward, takes about three times the forward's multiply-adds: each product has two
@@ -257,6 +264,7 @@ def totals(rows: Sequence[Row], batch: int = 1) -> dict[str, int]:
         "parameters": parameters,
         "parameter_bytes": parameters * FLOAT32,
         "multiply_adds": multiply_adds,
+        "skipped_multiply_adds": sum(row.skipped for row in rows),
         "batch_multiply_adds": multiply_adds * batch,
         "activation_numbers": numbers,
         "batch_activation_bytes": numbers * batch * FLOAT32,
@@ -276,7 +284,13 @@ def _facts(rows: Sequence[Row], batch: int) -> list[tuple[str, str]]:
         f"{_short(total['activation_numbers'])} numbers an image, {_mebibytes(total['batch_activation_bytes'])} in "
         f"float32 {of_batch}: what the tape keeps from forward to backward"
     )
-    return [("Parameters", parameters), ("Multiply-Adds", multiply_adds), ("Activations", activations)]
+    facts = [("Parameters", parameters), ("Multiply-Adds", multiply_adds), ("Activations", activations)]
+    if skipped := total["skipped_multiply_adds"]:
+        left_out = (
+            f"{_short(skipped)} of these an image: after the last attention, of tokens that the head does not read"
+        )
+        facts.insert(2, ("Skipped", left_out))
+    return facts
 
 
 def _mebibytes(size: int) -> str:
@@ -318,7 +332,7 @@ def to_text(rows: Sequence[Row], batch: int = 1) -> str:
     Raises:
         ValueError: the batch is below 1.
 
-    >>> print(to_text(summary(ViTConfig.named("vit_tiny_patch16_224"))).splitlines()[-3])
+    >>> print(to_text(summary(ViTConfig.named("vit_tiny_patch16_224"))).splitlines()[-4])
     Parameters     5,717,416, 21.8 MiB in float32
     """
     cells = [(*HEADER[:WORDS], "Parameters", *HEADER[WORDS + 1 :]), *_cells(rows)]  # short, to fit 160 columns

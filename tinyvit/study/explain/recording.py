@@ -170,7 +170,7 @@ class Recording:
         try:
             result = original(module, *arguments, **named)
             if isinstance(module, MultiHeadSelfAttention) and self._look is not None:
-                self._look_at(module, *arguments, **named)
+                self._look_at(module, arguments[0] if arguments else named["x"])
             if isinstance(module, ViT) and self._look is not None:
                 self._end_look(result)
             return result
