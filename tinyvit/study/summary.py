@@ -50,10 +50,10 @@ def summary(config: ViTConfig, kernels: bool = True) -> list[Row]:
     position; they are counted here. What is computed and kept follows from the layers, and from what their backward
     rules name (`tinyvit.engine.ops`) and their kernels keep: with T tokens, hidden width M and h heads, an encoder
     layer takes 4·T·D² + 2·T²·D + 2·T·D·M multiply-adds and keeps (8·D + 4)·T + h·T² + 2·T·M numbers, without kernels
-    8·D·T + 2·T·M (ReLU: T·M instead of 2·T·M). With pool "cls" the last layer keeps less. Dropout, attention dropout, DropPath and LayerScale, where the config
-    has them, keep more, which is counted too. With `checkpoint` all layers but the last keep their input alone, T·D,
-    and are computed again when the sweep comes to them. The loss is no part of the model: cross-entropy keeps 2·K
-    numbers an image beside these.
+    8·D·T + 2·T·M (ReLU: T·M instead of 2·T·M). With pool "cls" the last layer keeps less. Dropout, attention dropout,
+    DropPath and LayerScale, where the config has them, keep more, which is counted too. With `checkpoint` all layers
+    but the last keep their input alone, T·D, and are computed again when the sweep comes to them. The loss is no part
+    of the model: cross-entropy keeps 2·K numbers an image beside these.
 
     >>> rows = summary(ViTConfig.named("vit_base_patch16_224"))
     >>> sum(row.parameters for row in rows), sum(row.multiply_adds for row in rows)
