@@ -204,8 +204,8 @@ def test_evaluation_weighs_every_image_alike_and_puts_the_mode_back():
 
 def test_evaluation_and_prediction_record_nothing(monkeypatch):
     model, recording = model_of(), []
-    features = model.features
-    monkeypatch.setattr(model, "features", lambda x: (recording.append(tape.mode.recording), features(x))[1])
+    embed = model.embed
+    monkeypatch.setattr(model, "embed", lambda x: (recording.append(tape.mode.recording), embed(x))[1])
     evaluate(model, Loader(part(5), 4, **NORMALISED))
     predict(model, part(5).images, **NORMALISED, batch_size=4)
     assert recording == [False] * 4

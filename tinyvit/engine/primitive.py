@@ -28,6 +28,7 @@ from sys import modules
 from typing import Any, overload
 
 import numpy as np
+from numpy import ndarray
 
 from tinyvit.engine import kernels
 from tinyvit.engine.backend import NUMPY, Namespace, namespace_of
@@ -104,13 +105,17 @@ class Primitive:
         if self.plain and len(arguments) == 2:  # most uses are, and take an eighth less without the loop
             a, b = arguments
             of_a = of_b = None
+            tracked = 0
             if isinstance(a, Tensor):
                 of_a, a = a.node, a.data
+                if of_a is not None:
+                    tracked = 1
             if isinstance(b, Tensor):
                 of_b, b = b.node, b.data
+                if of_b is not None:
+                    tracked += 2
             arrays: Sequence[Any] = (a, b)
-            parents: Sequence[Node | None] = (of_a, of_b)
-            tracked = (of_a is not None) + 2 * (of_b is not None)
+            parents: tuple[Node | None, ...] = (of_a, of_b)
             xp = namespace_of(a, b) if "cupy" in modules else NUMPY
             y, residue, kernel = self.forward(xp, a, b), None, None
         else:
@@ -119,7 +124,7 @@ class Primitive:
             y, residue, kernel = self._run(xp, arrays)
         if tracked and not mode.recording:
             tracked = 0
-        if type(y) is not np.ndarray:
+        if type(y) is not ndarray:
             if isinstance(y, (tuple, list)):
                 return self._several(xp, y, residue, kernel, arguments, arrays, parents, tracked)
             y = _not_a_scalar(xp, y)
@@ -128,7 +133,7 @@ class Primitive:
         dtype = y.dtype
         # V is bfloat16's kind; integers and bools are steps: their gradient is zero wherever it exists
         if tracked and dtype.kind in "fV":
-            node = result.node = Node(self, tuple(parents), y.shape, dtype)
+            node = result.node = Node(self, parents, y.shape, dtype)
             node.kernel = kernel
             self._save(node, tracked, arguments, arrays, result, residue)
         return result
@@ -173,7 +178,7 @@ class Primitive:
             for part, looks in zip(parts, of_another, strict=True)
         )
         if tracked:
-            node = Node(self, tuple(parents), [part.shape for part in parts], [part.dtype for part in parts])
+            node = Node(self, parents, [part.shape for part in parts], [part.dtype for part in parts])
             node.kernel = kernel
             for i, result in enumerate(results):
                 result.node = Part(node, i, result.shape, result.dtype) if result.dtype.kind in "fV" else None
@@ -351,7 +356,7 @@ class Primitive:
         return f"<primitive {self.name}{self.__signature__}>"
 
 
-def _looked_at(arguments: Sequence[Any]) -> tuple[list[Any], list[Node | None], int]:
+def _looked_at(arguments: Sequence[Any]) -> tuple[list[Any], tuple[Node | None, ...], int]:
     """(arrays, nodes, a bit for each argument that carries a gradient)."""
     arrays: list[Any] = []
     nodes: list[Node | None] = []
@@ -366,7 +371,7 @@ def _looked_at(arguments: Sequence[Any]) -> tuple[list[Any], list[Node | None], 
         else:
             arrays.append(argument)
             nodes.append(None)
-    return arrays, nodes, tracked
+    return arrays, tuple(nodes), tracked
 
 
 def _places(node: Node, wanted: Container[Node]) -> list[tuple[int, Node]]:
