@@ -821,7 +821,7 @@ def digits_after_training(folder):
     [
         (five_ops, 5),
         pytest.param(one_head, 6, marks=pytest.mark.slow),
-        pytest.param(digits_after_training, 38, marks=pytest.mark.slow),
+        pytest.param(digits_after_training, 42, marks=pytest.mark.slow),
     ],
 )
 def test_a_real_tape_opens_every_node_and_plays_to_its_end(browser, visit, files, tmp_path, compute, ops):
