@@ -118,8 +118,9 @@ def measure(row: tuple[str, int, str], peak: float, rounds: int) -> dict[str, An
     turns = _common.paired({peer: turn(one) for peer, one in made.items()}, rounds, warmup=1)
     ms = {peer: round(value / STEPS, 3) for peer, value in _common.medians(turns).items()}
     counted = totals(summary(work.config), batch)
-    whole = 3 * counted["batch_multiply_adds"]
-    done = {peer: whole - 3 * batch * counted["skipped_multiply_adds"] * (peer in (OURS, GRAPH)) for peer in ms}
+    forward = dict.fromkeys(ms, counted["batch_multiply_adds"])
+    for peer in {OURS, GRAPH} & {*ms}:
+        forward[peer] -= batch * counted["skipped_multiply_adds"]
     return {
         "work": name,
         "batch": batch,
@@ -127,7 +128,7 @@ def measure(row: tuple[str, int, str], peak: float, rounds: int) -> dict[str, An
         "losses": losses,
         "ms": ms,
         "images a second": {peer: round(1e3 * batch / value) for peer, value in ms.items()},
-        "share of the peak": {peer: round(done[peer] / (1e-3 * value) / peak, 3) for peer, value in ms.items()},
+        "share of the peak": {peer: round(3 * forward[peer] / (1e-3 * value) / peak, 3) for peer, value in ms.items()},
         "MiB": memory,
         "launches": {peer: launches(one) for peer, one in made.items()},
         **{f"ratio to {to}": _common.ratios(ms, to) for to in ("torch", "compile") if to in ms},
