@@ -108,7 +108,8 @@ pad.gradients(x=_pad_rule)
 
 @primitive
 def _concatenate(xp, *arrays, axis=0):
-    return xp.concatenate(arrays, axis=axis)
+    # NumPy takes over the order of what it is given, a repeated token's too; kernels take rows that lie in order
+    return xp.ascontiguousarray(xp.concatenate(arrays, axis=axis))
 
 
 @_concatenate.gradient
