@@ -322,6 +322,7 @@ class _Add(_Ufunc):
             raise TypeError(f"cupy.add.at only supports {', '.join(SCATTERED)} as data type")
         _launch()
         parts, values = _index(index)[0], _plain(values)
+        values = np.broadcast_to(values, array._array[parts].shape)  # add.at of NumPy 2.4 does it wrong
         perform(lambda: _quietly(np.add.at, array._array, parts, values))
 
 

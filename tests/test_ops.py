@@ -444,6 +444,24 @@ def test_binary_ops_of_any_broadcastable_shapes(drawn, name):
         close(tv.grad(getattr(ops, name)(x, y), [leaf_], v)[0], adjoint_of_broadcast(g, leaf_.shape))
 
 
+@pytest.mark.parametrize("values", [(), (1,), (2,), (2, 1), (1, 2), (2, 2)])
+def test_values_that_broadcast_are_added_at_every_index_that_is_named_twice(values, device):
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        index, given = rng.integers(0, 3, (2, 2)), rng.standard_normal(values)
+        expected = np.zeros(3)
+        for place, value in zip(index.ravel(), np.broadcast_to(given, (2, 2)).ravel(), strict=True):
+            expected[place] += value
+        x = leaf(given, device)
+        found = ops.scatter_add(x, index, (3,))
+        close(found, expected)
+        (found * tv.tensor([1.0, 10.0, 100.0], device=device)).sum().backward()
+        slopes = 10.0**index
+        for axis, n in enumerate((1,) * (2 - len(values)) + values):
+            slopes = slopes.sum(axis=axis, keepdims=True) if n == 1 else slopes
+        close(x.grad, slopes.reshape(values))
+
+
 @given(st.data())
 def test_reductions_over_any_axes(data):
     shape = data.draw(hnp.array_shapes(min_dims=0, max_dims=4, max_side=3))

@@ -55,6 +55,8 @@ class Namespace:
             return self.scatter_add(values.astype(np.int32), index, shape).astype(values.dtype)
         total = self.module.zeros(shape, dtype=values.dtype)
         if _may_repeat(index):
+            if self.device == "cpu":  # NumPy's add.at (2.4) reads past the end of values that it is left to broadcast
+                values = np.broadcast_to(values, np.broadcast_to(False, shape)[index].shape)
             self.scatter_add_at(total, index, values)
         else:
             total[index] = values
