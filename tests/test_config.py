@@ -227,6 +227,7 @@ def test_a_number_that_is_not_finite_is_refused_by_name(key, value):
         ({"training": {"optimizer": "adamww"}}, "unknown optimizer 'adamww': did you mean 'adamw'"),
         ({"training": {"schedule": "cosin"}}, "unknown schedule 'cosin': did you mean 'cosine'"),
         ({"data": {"augment": "afine"}}, "data.augment: unknown augmentation 'afine': did you mean 'affine'"),
+        ({"data": {"augment": "crop(40)"}}, "data.augment: a crop of images of 8 × 8 needs a padding below 8, not 40"),
     ],
     ids=ids,
 )

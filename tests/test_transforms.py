@@ -304,9 +304,10 @@ def test_words_that_stand_for_nothing(call, message):
         augmentation(call)
 
 
-def test_a_reflection_wider_than_the_image_is_refused():
-    with pytest.raises(DataError, match="cannot reflect 4 pixels of images of 4 × 9"):
-        RandomCrop(4, "reflect")(np.zeros((1, 1, 4, 9), np.float32), generator())
+@pytest.mark.parametrize("mode", ["constant", "reflect", "edge"])
+def test_a_padding_as_wide_as_the_image_is_refused(mode):
+    with pytest.raises(DataError, match="a crop of images of 4 × 9 needs a padding below 4, not 4"):
+        RandomCrop(4, mode)(np.zeros((1, 1, 4, 9), np.float32), generator())
 
 
 # In the loader

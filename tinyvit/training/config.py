@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tomli_w
 
 from tinyvit.data import DATASETS, DataError, Dataset, Reading, augmentations, load_dataset, unknown_name
+from tinyvit.data.transforms import Mixing
 from tinyvit.engine.mixed_precision import PRECISIONS
 from tinyvit.training.finetuning import ALL_BUT_THE_HEAD, Initial
 from tinyvit.training.optim import OPTIMIZERS
@@ -385,7 +387,7 @@ def _patch(height: int, width: int) -> int:
 
 
 def _check_training(config: Config) -> None:
-    t, d = config.training, config.data
+    m, t, d = config.model, config.training, config.data
     words: list[tuple[str, str, Iterable[str]]] = [
         ("optimizer", t.optimizer, OPTIMIZERS),
         ("schedule", t.schedule, SCHEDULES),
@@ -395,7 +397,9 @@ def _check_training(config: Config) -> None:
         if word not in known:
             raise ConfigError(str(unknown_name(name, word, known)))
     try:
-        augmentations(d.augment)
+        for step in augmentations(d.augment):
+            if not isinstance(step, Mixing):  # tried on a blank image, because not every setting suits every size
+                step(np.zeros((1, m.channels, m.height, m.width), np.float32), np.random.default_rng(0))
     except DataError as error:
         raise ConfigError(f"data.augment: {error}") from error
     least: dict[str, tuple[float, int]] = {

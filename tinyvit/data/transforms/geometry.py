@@ -162,11 +162,11 @@ class RandomCrop:
     """Pad each image on all sides and cut a window of its own size out of it, anywhere.
 
     Args:
-        padding: pixels a side.
+        padding: pixels a side, fewer than an image has.
         mode: what is outside: "constant" (0, black), "reflect" or "edge", as in `numpy.pad`.
 
     Raises:
-        DataError: a padding below 0, or another mode.
+        DataError: a padding below 0, or another mode; or, called, a padding as wide as the images.
 
     Source: K. He et al., Deep Residual Learning, 2016, section 4.2.
 
@@ -187,8 +187,8 @@ class RandomCrop:
         """Return moved images (B, C, H, W)."""
         B, C, H, W = images.shape
         p = self.padding
-        if self.mode == "reflect" and p >= min(H, W):
-            raise DataError(f"a crop cannot reflect {p} pixels of images of {H} × {W}: lower the padding")
+        if p >= min(H, W):  # a window could miss the image, and there is nothing left to reflect
+            raise DataError(f"a crop of images of {H} × {W} needs a padding below {min(H, W)}, not {p}")
         xp = namespace_of(images)
         padded = xp.pad(images, ((0, 0), (0, 0), (p, p), (p, p)), mode=self.mode)
         top, left = rng.integers(0, 2 * p + 1, (2, B))
