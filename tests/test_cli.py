@@ -305,7 +305,7 @@ def test_train_without_a_validation_split_or_matplotlib_says_so_and_goes_on(tiny
     assert not list(cwd.rglob("*.png"))
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("channels", [pytest.param(n, marks=pytest.mark.slow) if n != 3 else n for n in (1, 2, 3, 4)])
 def test_colour_images_that_are_not_square_go_all_the_way(tinyvit, cwd, channels):
     path = save_cells(cwd / "cells.npz", channels=channels, classes=np.array(["dark", "grey", "bright"]))
     more = ["--epochs", "12", "--set", "data.batch_size=10", "--set", "data.augment=none", "--set", "training.lr=1e-2"]
@@ -449,14 +449,9 @@ def test_a_signal_in_training_loses_nothing_that_a_resumed_run_does_not_make_aga
     assert [record["event"] for record in records] == ["epoch", "epoch", "final"]
 
 
-@pytest.mark.parametrize(
-    ("stage", "number"),
-    [
-        pytest.param(stage, number, marks=[] if (stage, number) == ("writing", signal.SIGINT) else pytest.mark.slow)
-        for stage in ("test", "report", "writing")
-        for number in (signal.SIGINT, signal.SIGTERM)
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["test", "report", "writing"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_after_training_leaves_a_complete_run_without_a_report(tinyvit, undisturbed, tmp_path, stage, number):
     code, out, err = signalled(stage, tmp_path / "r", number)
     assert code == 128 + number

@@ -54,7 +54,8 @@ def compiled(source, functions, architecture):
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("architecture", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90"])
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_the_kernels_compile_without_a_warning(architecture):
     log, names = compiled((gpu.SOURCES / "kernels.cu").read_text(), gpu.FUNCTIONS, architecture)
     assert not log.strip()

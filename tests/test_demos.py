@@ -135,7 +135,7 @@ def test_every_demo_is_checked():
     assert [demo.stem for demo in DEMOS] == sorted(SAYS)
 
 
-LONG = {"16_a_probe"}
+LONG = {"15_features_as_colours", "16_a_probe", "17_fine_tune"}
 
 
 @pytest.mark.parametrize(

@@ -481,6 +481,7 @@ def test_layers_that_are_computed_again_are_one_node_each():
     assert data["attention"]["layers"] == 2  # the recomputed one is looked at too
 
 
+@pytest.mark.slow
 def test_every_op_of_the_registry_can_be_shown():
     for sample in {sample.op: sample for sample in SAMPLES}.values():  # one of each
         f, inputs = sample.prepare("cpu")

@@ -30,6 +30,7 @@ def test_the_twin_starts_as_the_recipes_model(monkeypatch, pool, position):
     np.testing.assert_allclose(ours(images).numpy(), theirs, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_twin_that_was_interrupted_goes_on_to_the_same_result(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "benchmarks")
     recipe = importlib.import_module("recipe")

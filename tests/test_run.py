@@ -271,7 +271,9 @@ def start(*arguments):
     return process
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_a_run_with_a_checkpoint_and_the_command_that_resumes_it(tmp_path, long, number, code, capsys):
     config, uninterrupted = long
     folder = tmp_path / "run"
