@@ -17,6 +17,7 @@ from tinyvit.data import (
     CutMix,
     DataError,
     Loader,
+    Mixing,
     Mixup,
     RandAugment,
     RandomCrop,
@@ -335,6 +336,19 @@ def test_of_several_mixings_each_batch_has_one():
 
     kinds = [kind for seed in range(10) for kind in blended(a_loader("mixup(1.0)", "cutmix", classes=5, seed=seed))]
     assert 0.3 < np.mean(kinds) < 0.7
+
+
+def test_a_mixing_of_ones_own_gets_the_targets():
+    class Reversed(Mixing):
+        def __call__(self, images, targets, rng):
+            return images[::-1], targets[::-1]
+
+    loader = a_loader(classes=5)
+    [(plain, labels), *_] = loader.epoch(0)
+    loader.augment = (Reversed(),)
+    [(images, targets), *_] = loader.epoch(0)
+    assert np.array_equal(images, plain[::-1])
+    assert np.array_equal(targets, np.eye(5, dtype=np.float32)[labels[::-1]])
 
 
 def test_both_halves_of_an_epoch_make_the_whole():

@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 import tomli_w
 
-from tinyvit.data import DATASETS, DataError, Dataset, Reading, augmentations, load_dataset, unknown_name
-from tinyvit.data.transforms import Mixing
+from tinyvit.data import DATASETS, DataError, Dataset, Mixing, Reading, augmentations, load_dataset, unknown_name
 from tinyvit.engine.mixed_precision import PRECISIONS
 from tinyvit.training.finetuning import ALL_BUT_THE_HEAD, Initial
 from tinyvit.training.optim import OPTIMIZERS

@@ -17,13 +17,11 @@ import numpy as np
 from tinyvit.data.datasets import DataError, unknown_name
 from tinyvit.data.transforms.colour import ColorJitter
 from tinyvit.data.transforms.geometry import RandomAffine, RandomCrop, RandomFlip, RandomResizedCrop, warp
-from tinyvit.data.transforms.mixing import CutMix, Mixup, RandomErasing
+from tinyvit.data.transforms.mixing import CutMix, Mixing, Mixup, RandomErasing
 from tinyvit.data.transforms.randaugment import RandAugment
 
 # From float32 images (B, C, H, W) in [0, 1] and a generator to new images of the same shape and dtype.
 Augmentation = Callable[[Any, np.random.Generator], Any]
-# And from images and targets, shares of the classes (B, K), to both.
-Mixing = Mixup | CutMix
 
 AUGMENTATIONS: dict[str, Augmentation | Mixing] = {
     "affine": RandomAffine(degrees=10.0, translate=0.5, scale=0.1, shear=5.0),

@@ -67,8 +67,8 @@ class RandomErasing:
 
 
 @dataclass(frozen=True)
-class Mixup:
-    """Blend each image, and its target, with another of the batch.
+class Mixing:
+    """What makes one image, and one target, of two of a batch: `Mixup`, `CutMix`, or a subclass of one's own.
 
     Args:
         alpha: the share of the image itself is drawn from Beta(alpha, alpha), for each image; nearer to 0, most images
@@ -77,6 +77,22 @@ class Mixup:
 
     Raises:
         DataError: an `alpha` that is not above 0, or a `p` outside 0 to 1.
+    """
+
+    alpha: float = 1.0
+    p: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, alpha=(1e-9, math.inf), p=(0, 1))
+
+    def __call__(self, images: Array, targets: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+        """Return mixed images (B, C, H, W) and targets, shares of the classes (B, K)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Mixup(Mixing):
+    """Blend each image, and its target, with another of the batch: a `Mixing`, whose settings it has.
 
     Source: H. Zhang et al., mixup: Beyond Empirical Risk Minimization, 2018, equation 2.
 
@@ -87,10 +103,6 @@ class Mixup:
     """
 
     alpha: float = 0.8
-    p: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_ranges(self, alpha=(1e-9, math.inf), p=(0, 1))
 
     def __call__(self, images: Array, targets: Array, rng: np.random.Generator) -> tuple[Array, Array]:
         """Return blended images (B, C, H, W) and targets (B, K)."""
@@ -104,15 +116,8 @@ class Mixup:
 
 
 @dataclass(frozen=True)
-class CutMix:
-    """Put a rectangle of another image of the batch into each image; its target becomes theirs by area.
-
-    Args:
-        alpha: the share of the image itself is drawn from Beta(alpha, alpha), for each image.
-        p: probability that a batch is mixed.
-
-    Raises:
-        DataError: an `alpha` that is not above 0, or a `p` outside 0 to 1.
+class CutMix(Mixing):
+    """Put a rectangle of another image of the batch into each image; its target becomes theirs by area. A `Mixing`.
 
     Source: S. Yun et al., CutMix, 2019, equations 1 and 2: a rectangle that reaches over the edge is cut, and the share
     is that of the pixels which are left.
@@ -122,12 +127,6 @@ class CutMix:
     >>> bool(np.allclose(mixed.mean(axis=(1, 2, 3)), shares[:, 1]))
     True
     """
-
-    alpha: float = 1.0
-    p: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_ranges(self, alpha=(1e-9, math.inf), p=(0, 1))
 
     def __call__(self, images: Array, targets: Array, rng: np.random.Generator) -> tuple[Array, Array]:
         """Return pieced images (B, C, H, W) and targets (B, K)."""
