@@ -626,6 +626,8 @@ NAMES = """
 
 cuda = _module(
     "cupy.cuda",
+    Device=lambda: types.SimpleNamespace(id=0),
+    runtime=types.SimpleNamespace(getDeviceProperties=lambda device: {"name": b"no GPU, but a stand-in"}),
     Stream=Stream,
     Event=Event,
     MemoryPool=MemoryPool,

@@ -19,7 +19,8 @@ import test_trainer
 import test_vit
 
 import tinyvit as tv
-from tinyvit.data import Loader
+from tinyvit import cli
+from tinyvit.data import Loader, digits
 from tinyvit.engine import backend, kernels
 from tinyvit.study import audit
 from tinyvit.study.audit.report import FAIL, PASS
@@ -408,6 +409,31 @@ def test_views_share_memory_and_say_whose(stand_in):
     assert not cp.may_share_memory(part.copy(), whole)
     assert whole[cp.asarray([0])].base is None
     assert (part.strides, part.itemsize, part.nbytes, part.flags.c_contiguous) == ((4, 4), 4, 8, True)
+
+
+COMMANDS = [  # on what `train` left in r
+    ["train", "--resume", "--out", "r", "--epochs", "3"],
+    ["eval", "r", "--report", "again.html"],
+    ["predict", "r", "one.npy", "--attention", "look.png"],
+    ["features", "r", "one.npy", "--out", "found.npz"],
+    ["probe", "r", "--data", "digits"],
+    ["audit", "softmax", "EncoderLayer", "--workers", "1"],  # processes of its own would have no stand-in
+]
+
+
+def test_every_command_computes_on_the_gpu(stand_in, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    np.save("one.npy", digits().test.images[0])
+    small = ["--set", "model.dim=16", "--set", "model.depth=1", "--set", "data.batch_size=500", "--epochs", "2"]
+    assert cli.main(["train", "--device", "gpu", *small, "--out", "r"]) == 0
+    assert ", on the gpu; " in capsys.readouterr().out
+    assert "no GPU, but a stand-in" in Path("r/report.html").read_text(encoding="utf-8")
+    for command in COMMANDS:
+        before = stand_in.launches
+        assert cli.main([*command, "--device", "gpu"]) == 0, capsys.readouterr().err
+        assert stand_in.launches > before, command
+    assert {"again.html", "look.png", "found.npz"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_a_tape_on_the_gpu_is_shown_as_one_on_the_cpu(stand_in):
