@@ -77,6 +77,13 @@ class Mixing:
 
     Raises:
         DataError: an `alpha` that is not above 0, or a `p` outside 0 to 1.
+
+    >>> class Halves(Mixing):
+    ...     def __call__(self, images, targets, rng):
+    ...         return (images + images[::-1]) / 2, (targets + targets[::-1]) / 2
+    >>> Halves()(np.ones((2, 1, 4, 4), np.float32), np.eye(2, dtype=np.float32), np.random.default_rng(0))[1]
+    array([[0.5, 0.5],
+           [0.5, 0.5]], dtype=float32)
     """
 
     alpha: float = 1.0
@@ -92,7 +99,7 @@ class Mixing:
 
 @dataclass(frozen=True)
 class Mixup(Mixing):
-    """Blend each image, and its target, with another of the batch: a `Mixing`, whose settings it has.
+    """Blend each image, and its target, with another of the batch. Settings and errors are those of `Mixing`.
 
     Source: H. Zhang et al., mixup: Beyond Empirical Risk Minimization, 2018, equation 2.
 
@@ -117,7 +124,9 @@ class Mixup(Mixing):
 
 @dataclass(frozen=True)
 class CutMix(Mixing):
-    """Put a rectangle of another image of the batch into each image; its target becomes theirs by area. A `Mixing`.
+    """Put a rectangle of another image of the batch into each image; its target becomes theirs by area.
+
+    Settings and errors are those of `Mixing`.
 
     Source: S. Yun et al., CutMix, 2019, equations 1 and 2: a rectangle that reaches over the edge is cut, and the share
     is that of the pixels which are left.
